@@ -1,0 +1,225 @@
+"""The vocabulary of an experiment: frozen values that say what is built, trained and measured (no torch here).
+
+Field names of :class:`ModelSpec` are the released constructor's where it has one. Nonsense is refused when a value
+is made, so a spec that exists can be run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tier = Literal["smoke", "mini", "paper"]
+TIERS: tuple[Tier, ...] = ("smoke", "mini", "paper")
+
+# Table 1 of the paper: depth (blocks) and width (channels) of each size.
+SIZES: dict[str, dict[str, int]] = {
+    "ti": {"depth": 24, "embed_dim": 192},
+    "s": {"depth": 24, "embed_dim": 384},
+    "m": {"depth": 32, "embed_dim": 576},
+    "b": {"depth": 24, "embed_dim": 768},
+}
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+def _choice(owner: str, field: str, value: object, allowed: tuple) -> None:
+    _require(value in allowed, f"{owner}.{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Sizes and switches of one VideoMamba (paper section 3.2, Table 1).
+
+    ``num_frames=None`` is the image model, which has no temporal table. Derived sizes are properties.
+    """
+
+    depth: int
+    embed_dim: int
+    img_size: int | tuple[int, int] = 224  # pixels; (height, width) when not square
+    patch_size: int = 16  # pixels
+    stride: int | None = None  # pixels between patches; None: patch_size (no overlap)
+    in_chans: int = 3
+    num_classes: int = 1000
+    num_frames: int | None = None
+    kernel_size: int = 1  # tubelet length in frames
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None  # None: ceil(embed_dim / 16)
+    drop_path_rate: float = 0.1
+    drop_rate: float = 0.0  # dropout after the position tables
+    fc_drop_rate: float = 0.0  # dropout before the classifier
+    norm: Literal["rms", "layer"] = "rms"
+    bidirectional: bool = True
+    distill_dim: int | None = None  # width of the teacher that a student's extra head imitates
+    initialisation: Literal["released", "mamba"] = "released"
+
+    def __post_init__(self) -> None:
+        positive = ("depth", "embed_dim", "patch_size", "in_chans", "num_classes", "kernel_size", "d_state", "d_conv", "expand")
+        for name in positive:
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"ModelSpec.{name} must be a positive integer, got {value!r}")
+        for name in ("stride", "num_frames", "dt_rank", "distill_dim"):
+            value = getattr(self, name)
+            _require(value is None or (isinstance(value, int) and value > 0), f"ModelSpec.{name} must be None or a positive integer, got {value!r}")
+        for name in ("drop_path_rate", "drop_rate", "fc_drop_rate"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"ModelSpec.{name} must lie in [0, 1), got {getattr(self, name)!r}")
+        _choice("ModelSpec", "norm", self.norm, ("rms", "layer"))
+        _choice("ModelSpec", "initialisation", self.initialisation, ("released", "mamba"))
+        if isinstance(self.img_size, list):  # as JSON gives it back
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        height, width = self.image_hw
+        _require(
+            min(height, width) >= self.patch_size,
+            f"ModelSpec.img_size {self.img_size!r} is smaller than one patch of {self.patch_size} pixels",
+        )
+        _require(
+            self.num_frames is None or self.num_frames % self.kernel_size == 0,
+            f"ModelSpec.num_frames {self.num_frames} is not a multiple of the tubelet length kernel_size={self.kernel_size}",
+        )
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        step = self.stride or self.patch_size
+        return tuple((side - self.patch_size) // step + 1 for side in self.image_hw)
+
+    @property
+    def time_steps(self) -> int:
+        """Tubelets along time (1 for an image)."""
+        return 1 if self.num_frames is None else self.num_frames // self.kernel_size
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence, class token included."""
+        height, width = self.grid_hw
+        return 1 + self.time_steps * height * width
+
+    @property
+    def inner_dim(self) -> int:
+        return self.expand * self.embed_dim
+
+    @property
+    def step_rank(self) -> int:
+        """Rank of the step-size projection."""
+        return self.dt_rank or math.ceil(self.embed_dim / 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """What happens to a training image, and to a batch of them (paper section 4.1: the DeiT recipe)."""
+
+    auto_augment: str | None = None  # a timm policy string
+    color_jitter: float | None = None  # timm ignores it while auto_augment is set
+    random_erasing: float = 0.0  # probability
+    hflip: float = 0.0  # probability
+    max_shift: int = 0  # pixels; random translation, for the small embedded images
+    repeats: int = 1  # times each image is seen per pass, differently augmented
+    mixup: float = 0.0  # Beta parameter; 0 is off
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0  # chance that a batch is mixed at all
+    switch_prob: float = 0.5  # chance of cutmix when both are on
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set and everything about it that decides the score."""
+
+    name: Literal["digits", "imagenet"]
+    img_size: int
+    num_classes: int
+    augment: AugmentSpec = AugmentSpec()
+    crop_ratio: float = 0.875  # test: resize to img_size / crop_ratio, then crop the centre
+
+    def __post_init__(self) -> None:
+        _choice("DataSpec", "name", self.name, ("digits", "imagenet"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """Optimiser and schedule. ``lr`` is the peak rate actually used, after any batch scaling."""
+
+    epochs: int
+    batch_size: int  # images per optimiser step over all processes
+    lr: float
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
+    warmup_epochs: int = 5
+    schedule: Literal["step", "epoch_lagged"] = "step"  # epoch_lagged: one epoch behind, as the released image code runs
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad: float | None = None
+    precision: Literal["auto", "fp64", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+
+    def __post_init__(self) -> None:
+        _choice("TrainSpec", "schedule", self.schedule, ("step", "epoch_lagged"))
+        _choice("TrainSpec", "precision", self.precision, ("auto", "fp64", "fp32", "bf16"))
+        _require(self.epochs > 0 and self.batch_size > 0, "TrainSpec.epochs and batch_size must be positive")
+        _require(self.warmup_epochs <= self.epochs, f"TrainSpec.warmup_epochs {self.warmup_epochs} exceeds epochs {self.epochs}")
+        if isinstance(self.betas, list):
+            object.__setattr__(self, "betas", tuple(self.betas))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSpec:
+    """Self-distillation (paper section 3.3): a smaller trained model guides the final features of a larger one."""
+
+    teacher: Experiment  # trained first, then frozen
+    loss: Literal["cosine", "l2"] = "cosine"  # cosine: released code, per token 2 - 2 cos; l2: the paper's wording
+    weight: float = 1.0
+    stop_epoch: int | None = None  # early stopping (Fig. 6b): from this epoch on the teacher is silent
+
+    def __post_init__(self) -> None:
+        _choice("DistillSpec", "loss", self.loss, ("cosine", "l2"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training that can be run, reported and judged. ``reproduces`` names rows and claims of the paper by id."""
+
+    id: str
+    tier: Tier
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec
+    distill: DistillSpec | None = None
+    reproduces: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _choice("Experiment", "tier", self.tier, TIERS)
+        _require(
+            self.model.num_classes == self.data.num_classes,
+            f"{self.id}: the model has {self.model.num_classes} classes, the data {self.data.num_classes}",
+        )
+        if self.distill is not None:
+            want = self.distill.teacher.model.embed_dim
+            _require(
+                self.model.distill_dim == want,
+                f"{self.id}: ModelSpec.distill_dim is {self.model.distill_dim}, the teacher's width is {want}",
+            )
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """The spec with every default written out, as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that depend on the content of a JSON value and on nothing else."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
