@@ -47,7 +47,7 @@ class ModelSpec:
     patch_size: int = 16  # pixels
     stride: int | None = None  # pixels between patches; None: patch_size (no overlap)
     in_chans: int = 3
-    num_classes: int = 1000
+    num_classes: int = 1000  # 0: no classifier, the model gives the class token
     num_frames: int | None = None
     kernel_size: int = 1  # tubelet length in frames
     d_state: int = 16
@@ -63,19 +63,31 @@ class ModelSpec:
     initialisation: Literal["released", "mamba"] = "released"
 
     def __post_init__(self) -> None:
-        positive = ("depth", "embed_dim", "patch_size", "in_chans", "num_classes", "kernel_size", "d_state", "d_conv", "expand")
+        positive = ("depth", "embed_dim", "patch_size", "in_chans", "kernel_size", "d_state", "d_conv", "expand")
         for name in positive:
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"ModelSpec.{name} must be a positive integer, got {value!r}")
+        classes = self.num_classes
+        _require(
+            isinstance(classes, int) and classes >= 0, f"ModelSpec.num_classes must be 0 or a positive integer, got {classes!r}"
+        )
         for name in ("stride", "num_frames", "dt_rank", "distill_dim"):
             value = getattr(self, name)
-            _require(value is None or (isinstance(value, int) and value > 0), f"ModelSpec.{name} must be None or a positive integer, got {value!r}")
+            _require(
+                value is None or (isinstance(value, int) and value > 0),
+                f"ModelSpec.{name} must be None or a positive integer, got {value!r}",
+            )
         for name in ("drop_path_rate", "drop_rate", "fc_drop_rate"):
             _require(0.0 <= getattr(self, name) < 1.0, f"ModelSpec.{name} must lie in [0, 1), got {getattr(self, name)!r}")
         _choice("ModelSpec", "norm", self.norm, ("rms", "layer"))
         _choice("ModelSpec", "initialisation", self.initialisation, ("released", "mamba"))
-        if isinstance(self.img_size, list):  # as JSON gives it back
-            object.__setattr__(self, "img_size", tuple(self.img_size))
+        # A list from JSON, a pair from timm: a square has one spelling, hence one digest.
+        size = tuple(self.img_size) if isinstance(self.img_size, list | tuple) else (self.img_size, self.img_size)
+        _require(
+            len(size) == 2 and all(isinstance(side, int) for side in size),
+            f"ModelSpec.img_size must be an integer or (height, width), in pixels, got {self.img_size!r}",
+        )
+        object.__setattr__(self, "img_size", size[0] if size[0] == size[1] else size)
         height, width = self.image_hw
         _require(
             min(height, width) >= self.patch_size,

@@ -1,0 +1,161 @@
+"""Every experiment by id, with the claims it answers, at three tiers.
+
+The paper tier is written down, from the released recipes; mini and smoke follow from it by the pure function ``shrink``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vmrepro.specs.schema import SIZES, TIERS, AugmentSpec, DataSpec, DistillSpec, Experiment, ModelSpec, Tier, TrainSpec
+
+# Seeds a claim is judged over; the paper names none.
+SEEDS = 3
+
+# The teacher of the released distillation scripts is S for M and for B alike.
+TEACHER = "s"
+RECIPE_OF_SIZE = {
+    "s": "imagenet/videomamba_small/res224",
+    "m": "imagenet_distill/videomamba_middle/res224",
+    "b": "imagenet_distill/videomamba_base/res224",
+}
+IMAGENET_TRAIN_IMAGES = 1_281_167
+DIGITS_TRAIN_IMAGES = 898
+
+
+@functools.cache
+def _recipes() -> dict[str, dict[str, Any]]:
+    return json.loads((Path(__file__).parent / "recipes.json").read_text())["recipes"]
+
+
+def imagenet(size: str, *, id: str, reproduces: tuple[str, ...], distill: DistillSpec | None = None) -> Experiment:
+    """ImageNet-1K at 224 pixels from scratch by the released recipe of ``size`` (section 4.1); 300 epochs.
+
+    M and B were released with distillation only: without ``distill`` this is the same recipe less the teacher.
+    """
+    recipe = _recipes()[RECIPE_OF_SIZE[size]]
+    augment = AugmentSpec(**{name: recipe[name] for name in AugmentSpec.__dataclass_fields__ if name in recipe})
+    schedule = {name: recipe[name] for name in TrainSpec.__dataclass_fields__ if name in recipe}
+    return Experiment(
+        id=id,
+        tier="paper",
+        model=ModelSpec(
+            **SIZES[size],
+            drop_path_rate=recipe["drop_path"],
+            distill_dim=distill.teacher.model.embed_dim if distill else None,
+        ),
+        data=DataSpec(name="imagenet", img_size=recipe["img_size"], num_classes=1000, augment=augment),
+        train=TrainSpec(**schedule, schedule="epoch_lagged"),
+        distill=distill,
+        reproduces=reproduces,
+    )
+
+
+def fig6(tier: Tier) -> list[Experiment]:
+    """Self-distillation (Fig. 6a) and its early stopping (Fig. 6b), sections 3.3 and 4.1.
+
+    The paper does not say when the teacher falls silent in Fig. 6b, nor for which size: here half-way, for M.
+    paper: 300 epochs of ImageNet each, about three days on 16 A100 for M (the authors, in the public issue 81);
+    mini: all runs and seeds within ten minutes on one H200; smoke: about half a minute on two CPU cores.
+    """
+    s = imagenet("s", id="fig6_s", reproduces=("C21", "C22", "C23"))
+    # A teacher is the S of the same tier and seed: the very run that is drawn as S.
+    taught = DistillSpec(teacher=s)
+    stopped = replace(taught, stop_epoch=150)
+    paper = [
+        s,
+        imagenet("m", id="fig6_m", reproduces=("C22",)),
+        imagenet("b", id="fig6_b", reproduces=("C21", "C24")),
+        imagenet("m", id="fig6_m_distill", reproduces=("C23", "C26"), distill=taught),
+        imagenet("b", id="fig6_b_distill", reproduces=("C24",), distill=taught),
+        imagenet("m", id="fig6_m_distill_stopped", reproduces=("C26",), distill=stopped),
+    ]
+    return [shrink(experiment, tier) for experiment in paper]
+
+
+FIGURES = {"fig6": fig6}
+
+
+def shrink(experiment: Experiment, tier: Tier) -> Experiment:
+    """The same experiment at ``tier``: what is compared stays, what it costs goes down.
+
+    mini keeps depth, width, stochastic depth, distillation and mixing, and takes the embedded digits at their own
+    8 x 8 pixels, a patch a pixel. smoke also divides depth by 12 and width by 16, takes patches of 2 x 2, and computes
+    in float64, so that a notebook prints the same digits on every processor.
+    """
+    if tier == "paper":
+        return experiment
+    model, data, train = experiment.model, experiment.data, experiment.train
+    smoke = tier == "smoke"
+    epochs = 8 if smoke else MINI_EPOCHS
+    distill = experiment.distill
+    if distill is not None:
+        stop = None if distill.stop_epoch is None else round(epochs * distill.stop_epoch / train.epochs)
+        distill = replace(distill, teacher=shrink(distill.teacher, tier), stop_epoch=stop)
+    augment = AugmentSpec(
+        max_shift=1,
+        mixup=data.augment.mixup,
+        cutmix=data.augment.cutmix,
+        mixup_prob=data.augment.mixup_prob,
+        switch_prob=data.augment.switch_prob,
+        label_smoothing=data.augment.label_smoothing,
+    )
+    return replace(
+        experiment,
+        tier=tier,
+        model=replace(
+            model,
+            depth=round(model.depth / 12) if smoke else model.depth,
+            embed_dim=model.embed_dim // 16 if smoke else model.embed_dim,
+            img_size=8,
+            patch_size=2 if smoke else 1,
+            in_chans=1,
+            num_classes=10,
+            drop_path_rate=0.0 if smoke else model.drop_path_rate,
+            distill_dim=None if distill is None else distill.teacher.model.embed_dim,
+        ),
+        data=DataSpec(name="digits", img_size=8, num_classes=10, augment=augment),
+        train=replace(
+            train,
+            epochs=epochs,
+            batch_size=64 if smoke else 128,
+            lr=8e-3 if smoke else 1e-3,
+            warmup_epochs=max(1, round(epochs * train.warmup_epochs / train.epochs)),
+            schedule="step",
+            precision="fp64" if smoke else "auto",
+        ),
+        distill=distill,
+    )
+
+
+MINI_EPOCHS = 60
+
+
+def experiments(tier: Tier) -> list[Experiment]:
+    """Every experiment there is, at ``tier``."""
+    if tier not in TIERS:
+        raise ValueError(f"unknown tier {tier!r}: choose from {', '.join(TIERS)}")
+    return [experiment for figure in FIGURES.values() for experiment in figure(tier)]
+
+
+def find(id: str, tier: Tier) -> list[Experiment]:
+    """The experiments that ``id`` names: all of a figure ("fig6"), or one ("fig6_m_distill"). ValueError names the nearest."""
+    everything = experiments(tier)
+    if id in FIGURES:
+        return FIGURES[id](tier)
+    chosen = [experiment for experiment in everything if experiment.id == id]
+    if not chosen:
+        known = [*FIGURES, *(experiment.id for experiment in everything)]
+        near = difflib.get_close_matches(id, known, n=1)
+        raise ValueError(f"unknown experiment {id!r}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"))
+    return chosen
+
+
+def train_images(experiment: Experiment) -> int:
+    """Images in one pass over the training set, for costs."""
+    return IMAGENET_TRAIN_IMAGES if experiment.data.name == "imagenet" else DIGITS_TRAIN_IMAGES
