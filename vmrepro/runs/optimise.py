@@ -1,0 +1,41 @@
+"""Which parameters decay, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.optim import param_groups_weight_decay
+
+from vmrepro.models import VideoMamba
+from vmrepro.specs.schema import TrainSpec
+
+
+def make_optimiser(model: VideoMamba, spec: TrainSpec) -> torch.optim.AdamW:
+    """AdamW in two groups: vectors, biases and the names in ``no_weight_decay`` do not decay, everything else does.
+
+    So A_log, a matrix, decays in spite of Mamba's intention, as in the released training.
+    """
+    groups = param_groups_weight_decay(model, spec.weight_decay, model.no_weight_decay())
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+
+def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
+    """The rate of optimiser step ``step`` (from 0): linear warm-up to ``lr``, then half a cosine down to ``min_lr``.
+
+    ``schedule="epoch_lagged"`` is what the released image code does: the rate changes once an epoch and lags one
+    epoch behind, so that the first two epochs run at ``warmup_lr``.
+    """
+    if spec.schedule == "epoch_lagged":
+        epoch = max(step // steps_per_epoch - 1, 0)
+        if epoch < spec.warmup_epochs:
+            return spec.warmup_lr + (spec.lr - spec.warmup_lr) * epoch / spec.warmup_epochs
+        return _cosine(spec, epoch / spec.epochs)
+    warmup = spec.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return spec.warmup_lr + (spec.lr - spec.warmup_lr) * step / max(warmup - 1, 1)
+    return _cosine(spec, (step - warmup) / (spec.epochs * steps_per_epoch - warmup))
+
+
+def _cosine(spec: TrainSpec, progress: float) -> float:
+    return spec.min_lr + (spec.lr - spec.min_lr) * (1 + math.cos(math.pi * progress)) / 2
