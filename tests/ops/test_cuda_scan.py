@@ -1,0 +1,131 @@
+"""The scan's kernels: their own source, emulated on the CPU, against the definition; on a GPU test_init.py runs them for real."""
+
+import pytest
+import torch
+
+from tests.ops.cuda_emulator import emulated, needs_compiler
+from tests.ops.oracle import judge, outputs_and_gradients, scan_inputs
+from vmrepro.ops import ScanInputs, bidirectional_scan, cuda, selective_scan
+from vmrepro.ops.cuda import scan
+
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_compiler]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def emulator(folder):
+    with emulated(folder) as emulator:
+        yield emulator
+
+
+def two_ways(length, dtype, decay="fast", channels=24, gated=True, odd=False):
+    """Flat inputs of both directions; B, C and z are views of wider buffers, of rows that start at odd addresses if asked."""
+    flat = {}
+    for seed, way in enumerate("fb"):
+        inputs = scan_inputs(length, dtype, decay, channels=channels, seed=seed)
+        z = inputs.pop("z")
+        for name in ("B", "C"):
+            wide = torch.full((2, length, 36 + odd), torch.nan, dtype=dtype)
+            wide[..., 4 + odd : 20 + odd] = inputs[name]
+            inputs[name] = wide[..., 4 + odd : 20 + odd]
+        flat |= {f"{name}_{way}": value for name, value in inputs.items()}
+    return flat | {"z": torch.stack([z, z], dim=2).flatten(2)[..., channels:] if gated else None}
+
+
+def call(both):
+    def flat_call(z, **flat):
+        return both(*(ScanInputs(**{name: flat[f"{name}_{way}"] for name in ScanInputs._fields}) for way in "fb"), z)
+
+    return flat_call
+
+
+def definition(forward, backward, z):
+    return bidirectional_scan(forward, backward, z, backend="reference")
+
+
+@pytest.mark.parametrize("decay", ["near_one", "fast"])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 37])
+def test_two_directions_in_bfloat16(emulator, length, decay):
+    judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, decay), torch.bfloat16, "cpu")
+    assert emulator.launched == ["scan_forward", "gate_backward", "scan_backward"]
+
+
+@pytest.mark.parametrize(("length", "channels"), [(1, 1), (35, 5), (18, 131)])
+def test_two_directions_in_float32_with_rows_that_no_wide_access_fits(emulator, length, channels):
+    inputs = two_ways(length, torch.float32, "near_one", channels)
+    judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.float32, "cpu")
+
+
+def test_two_directions_without_a_gate_at_odd_addresses(emulator):
+    inputs = two_ways(21, torch.bfloat16, gated=False, odd=True)
+    judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("length", [33, 100])
+def test_time_cut_in_parts(folder, monkeypatch, length):
+    monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
+    with emulated(folder, multiprocessors=4) as emulator:
+        judge(
+            call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, "near_one"), torch.bfloat16, "cpu"
+        )
+    assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
+
+
+@pytest.mark.parametrize(("state", "reverse", "dtype"), [(64, True, torch.bfloat16), (8, False, torch.float16)])
+def test_one_direction_and_its_last_state(emulator, state, reverse, dtype):
+    options = {"delta_softplus": state == 8, "reverse": reverse, "return_last_state": True}
+    inputs = scan_inputs(11, dtype, channels=40, state=state)
+    if state == 64:
+        inputs |= {"delta": inputs["delta"].abs() / 8, "delta_bias": None, "D": None, "z": None}
+    judge(
+        lambda **x: cuda.selective_scan(**x, **options),
+        lambda **x: selective_scan(**x, **options, backend="reference"),
+        inputs,
+        dtype,
+        "cpu",
+    )
+
+
+def test_the_same_bits_every_time_and_nothing_saved_without_gradients(emulator):
+    inputs = two_ways(20, torch.bfloat16)
+    first, second = (outputs_and_gradients(call(cuda.bidirectional_scan), inputs) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    emulator.launched.clear()
+    with torch.no_grad():
+        assert torch.equal(call(cuda.bidirectional_scan)(**inputs), first["out0"])
+    assert emulator.launched == ["scan_forward"]
+
+
+def test_registration_as_an_operator(emulator):
+    inputs = two_ways(9, torch.float32, channels=8)
+    z = inputs.pop("z")
+    tensors = [
+        inputs[f"{name}_{way}"].contiguous().requires_grad_() for way in "fb" for name in ("u", "delta", "A", "B", "C", "D")
+    ]
+    tensors.insert(6, inputs["delta_bias_f"])
+    tensors.append(inputs["delta_bias_b"])
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(scan.scan_forward, (tensors, z, True, False, True, False), test_utils=tests)
+    y, ungated, states, _ = scan.scan_forward(tensors, z, True, False, True, False)
+    arguments = (torch.ones_like(y), None, [t.detach() for t in tensors], z, ungated, states, True, False)
+    torch.library.opcheck(scan.scan_backward, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.float64}, "bf16, fp16 and fp32 .* got torch.float64"),
+        ({"state": 5}, "got 5 states"),
+        ({"form": "grouped"}, r"B, C \(batch, length, state\)"),
+        ({"form": "fixed"}, r"B, C \(batch, length, state\)"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused(emulator, change, message):
+    inputs = scan_inputs(4, change.pop("dtype", torch.float32), **change)
+    with pytest.raises(NotImplementedError, match=message):
+        cuda.selective_scan(**inputs)
+    assert emulator.launched == []

@@ -1,0 +1,173 @@
+"""The convolution pair and the residual norm as torch operators with a backward pass; the kernels are in conv.cu and norm.cu."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from vmrepro.ops.cuda import driver
+from vmrepro.ops.cuda.layout import IO, Int, Pointer, Stride
+from vmrepro.ops.cuda.operators import differentiable, operator
+
+WIDTHS = (2, 3, 4)
+CONV_THREADS = 64
+CONV_TILE = 64  # steps of a thread: each tile reads a few neighbouring steps again
+NORM_WARPS = 8
+NORM_PIECE = 128  # channels of a warp per register quad
+MAX_NORM_CHANNELS = 2048
+NORM_BACKWARD_BLOCKS = 528  # four for each multiprocessor of an H100 or H200
+
+
+class ConvArgs(ctypes.Structure):
+    _fields_ = (
+        ("x", Pointer),
+        ("x_batch", Stride),
+        ("x_time", Stride),
+        *(
+            (name, Pointer)
+            for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx", "parameters")
+        ),
+        ("length", Int),
+        ("channels", Int),
+    )
+
+
+class NormArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, Pointer) for name in ("hidden", "residual", "weight", "normed", "stream", "scale")),
+        *((name, Pointer) for name in ("dnormed", "dstream", "dhidden", "dresidual", "dweight")),
+        ("rows", Stride),
+        ("eps", ctypes.c_float),
+        ("channels", Int),
+    )
+
+
+def _conv(kernel: str, x: Tensor, taps: list[Tensor], **pointers: Tensor) -> None:
+    batch, length, channels = x.shape
+    strides = (*x.stride()[:2], channels)
+    pair = x.data_ptr() % (2 * x.itemsize) == 0 and all(stride % 2 == 0 for stride in strides)
+    pack, width = (2 if pair else 1), taps[0].shape[1]
+    names = dict(zip(("weight_f", "bias_f", "weight_b", "bias_b"), taps, strict=True)) | pointers | {"x": x}
+    args = ConvArgs(
+        x_batch=strides[0], x_time=strides[1], length=length, channels=channels, **{k: t.data_ptr() for k, t in names.items()}
+    )
+    defines = (("IO", IO[x.dtype]), ("WIDTH", width), ("PACK", pack), ("THREADS", CONV_THREADS), ("TILE", CONV_TILE))
+    grid = (-(-channels // (CONV_THREADS * pack)), -(-length // CONV_TILE), batch)
+    driver.launch(("intrinsics.cu", "io.cu", "conv.cu"), kernel, defines, grid, CONV_THREADS, 0, args, x.device)
+
+
+def _conv_forward_shapes(x, weight_f, bias_f, weight_b, bias_b):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@operator(fake=_conv_forward_shapes)
+def conv_forward(x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor) -> tuple[Tensor, Tensor]:
+    """(u_f, u_b), (batch, length, channels) in x's type."""
+    out_f, out_b = x.new_empty(x.shape), x.new_empty(x.shape)
+    _conv("conv_forward", x, [weight_f, bias_f, weight_b, bias_b], out_f=out_f, out_b=out_b)
+    return out_f, out_b
+
+
+def _conv_backward_shapes(dout_f, dout_b, x, weight_f, bias_f, weight_b, bias_b):
+    return x.new_empty(x.shape), weight_f.new_empty((2, weight_f.shape[1] + 1, x.shape[2]))
+
+
+@operator(fake=_conv_backward_shapes)
+def conv_backward(
+    dout_f: Tensor, dout_b: Tensor, x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(dx, (2, width + 1, channels) with the gradients of the taps and, last, of the bias of each direction)."""
+    (batch, length, channels), width = x.shape, weight_f.shape[1]
+    dx = x.new_empty(x.shape)
+    parameters = weight_f.new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
+    taps = [weight_f, bias_f, weight_b, bias_b]
+    _conv("conv_backward", x, taps, dout_f=dout_f, dout_b=dout_b, dx=dx, parameters=parameters)
+    return dx, parameters.sum(0)
+
+
+def _conv_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _conv_backward(ctx, dout_f, dout_b):
+    dx, parameters = conv_backward(dout_f.contiguous(), dout_b.contiguous(), *ctx.saved_tensors)
+    (dw_f, db_f), (dw_b, db_b) = ((way[:-1].t(), way[-1]) for way in parameters.unbind(0))
+    return dx, dw_f, db_f, dw_b, db_b
+
+
+differentiable(conv_forward, _conv_backward, _conv_setup)
+
+
+def _norm(kernel: str, blocks: int, shared: int, like: Tensor, eps: float, **pointers: Tensor | None) -> None:
+    channels = like.shape[-1]
+    addresses = {name: tensor.data_ptr() for name, tensor in pointers.items() if tensor is not None}
+    quads = channels % 4 == 0 and all(address % 16 == 0 for address in addresses.values())
+    args = NormArgs(rows=like.numel() // channels, eps=eps, channels=channels, **addresses)
+    defines = (("IO", IO[like.dtype]), ("PIECES", -(-channels // NORM_PIECE)), ("QUADS", int(quads)))
+    driver.launch(
+        ("intrinsics.cu", "io.cu", "norm.cu"), kernel, defines, (blocks, 1, 1), 32 * NORM_WARPS, shared, args, like.device
+    )
+
+
+def _norm_forward_shapes(hidden, residual, weight, eps):
+    stream = torch.empty_like(hidden, dtype=torch.float32)
+    return torch.empty_like(hidden), stream, stream.new_empty(hidden.shape[:-1])
+
+
+@operator(fake=_norm_forward_shapes)
+def norm_forward(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(normed in hidden's type, the stream in float32, the scale of each row in float32)."""
+    normed, stream = torch.empty_like(hidden), torch.empty_like(hidden, dtype=torch.float32)
+    scale = stream.new_empty(hidden.shape[:-1])
+    blocks = -(-scale.numel() // NORM_WARPS)
+    _norm(
+        "norm_forward",
+        blocks,
+        0,
+        hidden,
+        eps,
+        hidden=hidden,
+        residual=residual,
+        weight=weight,
+        normed=normed,
+        stream=stream,
+        scale=scale,
+    )
+    return normed, stream, scale
+
+
+def _norm_backward_shapes(dnormed, dstream, stream, scale, weight, two):
+    return torch.empty_like(dnormed), stream.new_empty(stream.shape if two else 0), torch.empty_like(weight)
+
+
+@operator(fake=_norm_backward_shapes)
+def norm_backward(
+    dnormed: Tensor, dstream: Tensor | None, stream: Tensor, scale: Tensor, weight: Tensor, two: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dhidden in dnormed's type, the same in float32 for the residual if there are ``two`` inputs, else empty, dweight)."""
+    channels = dnormed.shape[-1]
+    blocks = min(NORM_BACKWARD_BLOCKS, -(-scale.numel() // NORM_WARPS))
+    dhidden, dresidual = torch.empty_like(dnormed), stream.new_empty(stream.shape if two else 0)
+    parts = weight.new_empty((blocks, channels))
+    pointers = {"weight": weight, "stream": stream, "scale": scale, "dnormed": dnormed, "dstream": dstream, "dhidden": dhidden}
+    pointers |= {"dresidual": dresidual if two else None, "dweight": parts}
+    _norm("norm_backward", blocks, NORM_WARPS * channels * 4, dnormed, 0.0, **pointers)
+    return dhidden, dresidual, parts.sum(0)
+
+
+def _norm_setup(ctx, inputs, output):
+    _, residual, weight, _ = inputs
+    ctx.two, ctx.dtype = residual is not None, inputs[0].dtype
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weight, *output[1:])
+
+
+def _norm_backward(ctx, dnormed, dstream, _dscale):
+    weight, stream, scale = ctx.saved_tensors
+    dnormed = torch.zeros_like(stream, dtype=ctx.dtype) if dnormed is None else dnormed.contiguous()
+    dstream = None if dstream is None else dstream.contiguous()
+    dhidden, dresidual, dweight = norm_backward(dnormed, dstream, stream, scale, weight, ctx.two)
+    return dhidden, dresidual if ctx.two else None, dweight, None
+
+
+differentiable(norm_forward, _norm_backward, _norm_setup)

@@ -1,0 +1,171 @@
+"""What the scan's kernels are given: parameters as C structures, field by field as in scan_*.cu, and compile-time sizes."""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+PER_DIRECTION = 7
+IO = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+STATES = (8, 16, 32, 64)
+MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
+GROUP = 4  # steps of the forward pass whose step sizes are computed together
+
+Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
+
+
+def _fields(kind: type, names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, kind) for name in names.split())
+
+
+class Direction(ctypes.Structure):
+    _fields_ = _fields(Pointer, "u delta B C A D bias") + _fields(
+        Stride, "u_batch u_time delta_batch delta_time B_batch B_time C_batch C_time"
+    )
+
+
+class ForwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("direction", Direction * 2),
+        *_fields(Pointer, "z"),
+        *_fields(Stride, "z_batch z_time"),
+        *_fields(Pointer, "out ungated states initial last"),
+        *_fields(Int, "batch length channels reverse split"),
+    )
+
+
+class Gradients(ctypes.Structure):
+    _fields_ = _fields(Pointer, "u delta")
+
+
+class BackwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("direction", Direction * 2),
+        ("gradient", Gradients * 2),
+        *_fields(Pointer, "dy states carry projections parameters"),
+        *_fields(Int, "batch length channels directions reverse split"),
+    )
+
+
+class GateArgs(ctypes.Structure):
+    _fields_ = (
+        *_fields(Pointer, "dout z ungated"),
+        *_fields(Stride, "z_batch z_time"),
+        *_fields(Pointer, "dungated dz"),
+        *_fields(Stride, "count"),
+        *_fields(Int, "length channels"),
+    )
+
+
+class SummaryArgs(ctypes.Structure):
+    _fields_ = (
+        ("direction", Direction * 2),
+        *_fields(Pointer, "dy state time"),
+        *_fields(Int, "batch length channels directions reverse split"),
+    )
+
+
+class ChainArgs(ctypes.Structure):
+    _fields_ = (("A", Pointer * 2), *_fields(Pointer, "start time state"), *_fields(Int, "batch channels splits descending"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compile-time sizes for operands of ``dtype`` and ``state`` states; ``vector``: all rows of u, delta and z are made of
+    aligned 16-byte pieces; ``words``: those of B and C of aligned words."""
+
+    dtype: torch.dtype
+    state: int
+    softplus: bool = True
+    vector: bool = True
+    words: bool = True
+
+    @property
+    def matrix_units(self) -> bool:
+        """Whether sums over channels run on the tensor cores, with states saved in bf16."""
+        return self.state == 16 and self.dtype == torch.bfloat16
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.matrix_units else torch.float32
+
+    @property
+    def lanes(self) -> int:
+        """Channels of a block."""
+        return 64 if self.state > 32 else 128
+
+    @property
+    def chunk(self) -> int:
+        """Steps whose states the backward pass holds at a time."""
+        return 8 if self.state <= 16 else 4
+
+    @property
+    def segment(self) -> int:
+        """Steps between two saved states."""
+        return self.chunk * MERGE
+
+    @property
+    def forward_blocks(self) -> int:
+        """Blocks of the forward kernel, of one direction, on a multiprocessor; more would starve its loop of registers."""
+        return 4 if self.matrix_units else 2
+
+    @property
+    def backward_blocks(self) -> int:
+        """The same for the backward kernel."""
+        return 3 if self.matrix_units else 1
+
+    def shared(self, tiles: int) -> int:
+        """Bytes of two buffers, each of ``tiles`` tiles (segment, lanes) and B and C in float32, and of B and C as they come."""
+        item, projections = self.dtype.itemsize, 2 * self.state
+        return self.segment * (2 * (tiles * self.lanes * item + projections * 4) + projections * item)
+
+    @property
+    def backward_shared(self) -> int:
+        """Bytes of BackwardShared in scan_backward.cu."""
+        weight, slot = (2, self.state * 2) if self.matrix_units else (4, (self.state + 1) * 4)
+        return self.shared(3) + self.lanes * (self.chunk * (2 * weight + 4) + (self.chunk + 1) * slot)
+
+
+_config = cache(Config)
+
+
+@cache
+def defines(config: Config, **more: int) -> tuple[tuple[str, int], ...]:
+    """The macros of scan_common.cu and those in ``more``."""
+    return (
+        ("IO", IO[config.dtype]),
+        ("STATE", config.state),
+        ("LANES", config.lanes),
+        ("CHUNK", config.chunk),
+        ("MERGE", MERGE),
+        ("SOFTPLUS", int(config.softplus)),
+        ("VECTOR", int(config.vector)),
+        ("WORDS", int(config.words)),
+        *more.items(),
+    )
+
+
+def configure(inputs: list[Tensor], z: Tensor | None, softplus: bool) -> Config:
+    """The sizes for these operands, with wide accesses where all of them allow it."""
+    u, A = inputs[:3:2]
+    rows = [t for i, t in enumerate(inputs) if i % PER_DIRECTION < 2] + ([] if z is None else [z])
+    projections = [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
+    vector = _aligned(rows, 16) and u.shape[2] * u.itemsize % 16 == 0
+    return _config(u.dtype, A.shape[1], softplus, vector, _aligned(projections, 4))
+
+
+def _aligned(tensors: list[Tensor], size: int) -> bool:
+    """Whether every row of every tensor (batch, length, n) starts at a multiple of ``size`` bytes."""
+    return all(t.data_ptr() % size == 0 and all(step * t.itemsize % size == 0 for step in t.stride()[:2]) for t in tensors)
+
+
+def directions(inputs: list[Tensor]) -> ctypes.Array:
+    """The operands of one or two directions."""
+    both = (Direction * 2)()
+    for way, start in enumerate(range(0, len(inputs), PER_DIRECTION)):
+        u, delta, A, B, C, D, bias = inputs[start : start + PER_DIRECTION]
+        strides = (s for t in (u, delta, B, C) for s in t.stride()[:2])
+        both[way] = Direction(*(t.data_ptr() for t in (u, delta, B, C, A, D, bias)), *strides)
+    return both

@@ -1,0 +1,196 @@
+"""The selective scan of one or two directions as torch operators with a backward pass; the kernels are in scan_*.cu.
+
+Letters as in ``vmrepro.ops.reference``. An operator takes the inputs of its directions as one list, seven tensors each: u, delta,
+A, B, C, D, delta_bias. The first direction runs forward in time unless ``reverse``, the second backward.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from vmrepro.ops.cuda import driver
+from vmrepro.ops.cuda.layout import (
+    GROUP,
+    IO,
+    PER_DIRECTION,
+    BackwardArgs,
+    ChainArgs,
+    Config,
+    ForwardArgs,
+    GateArgs,
+    Gradients,
+    SummaryArgs,
+    configure,
+    defines,
+    directions,
+)
+from vmrepro.ops.cuda.operators import differentiable, operator
+
+THREADS = 256  # of the elementwise kernels
+# A shorter split would spend more on joining than it gains.
+MIN_SPLIT_SEGMENTS = 4
+
+
+def _launch(
+    file: str, kernel: str, macros, grid: tuple[int, int, int], threads: int, shared: int, args, device: torch.device
+) -> None:
+    files = ("intrinsics.cu", "io.cu", *(() if file == "gate.cu" else ("scan_common.cu",)), file)
+    driver.launch(files, kernel, macros, grid, threads, shared, args, device)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return tensor.data_ptr() if tensor is not None and tensor.numel() else None
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _splits(config: Config, u: Tensor, blocks: int, per_multiprocessor: int) -> tuple[int, int]:
+    """(parts in which to cut time, segments of a part): one part if ``blocks`` keep at least half the GPU busy."""
+    segments, slots = _ceil(u.shape[1], config.segment), driver.multiprocessors(u.device) * per_multiprocessor
+    wanted = 1 if 2 * blocks > slots else max(1, min(slots // blocks, segments // MIN_SPLIT_SEGMENTS))
+    split = _ceil(segments, wanted)
+    return _ceil(segments, split), split
+
+
+def _entering(
+    inputs: list[Tensor], config: Config, reverse: bool, parts: int, split: int, start: Tensor | None, dy: Tensor | None = None
+) -> Tensor | None:
+    """What enters each part of time: (directions, parts, batch, channels, state), the state or, with ``dy``, its gradient.
+
+    start: what enters the first part visited, of one direction, or None for zeros. With one part this is all there is.
+    """
+    if parts == 1:
+        return start
+    u, ways = inputs[0], len(inputs) // PER_DIRECTION
+    (batch, length, channels), state = u.shape, config.state
+    time = u.new_empty((ways, parts, batch, channels), dtype=torch.float32)
+    states = time.new_empty((ways, parts, batch, channels, state))
+    pointers = (_pointer(dy), states.data_ptr(), time.data_ptr())
+    args = SummaryArgs(directions(inputs), *pointers, batch, length, channels, ways, reverse, split)
+    kernel = "scan_summary" if dy is None else "scan_summary_gradient"
+    grid = (_ceil(channels, config.lanes), batch, ways * parts)
+    _launch("scan_split.cu", kernel, defines(config), grid, config.lanes, config.shared(2), args, u.device)
+    backward_in_time = (reverse, True)
+    descending = sum(1 << way for way in range(ways) if backward_in_time[way] == (dy is None))
+    rates = (ctypes.c_void_p * 2)(*(inputs[2 + way * PER_DIRECTION].data_ptr() for way in range(ways)))
+    args = ChainArgs(rates, _pointer(start), time.data_ptr(), states.data_ptr(), batch, channels, parts, descending)
+    grid = (_ceil(channels * state, THREADS), batch, ways)
+    _launch("scan_split.cu", "scan_chain", defines(config), grid, THREADS, 0, args, u.device)
+    return states
+
+
+def _saved(inputs: list[Tensor], z: Tensor | None, save: bool, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the sum before the gate, the states entering each segment, and the last state; empty where not wanted."""
+    u, A = inputs[:3:2]
+    (batch, length, channels), config = u.shape, Config(u.dtype, A.shape[1])
+    ungated = u.new_empty((batch, length, channels) if save and z is not None else 0)
+    shape = (len(inputs) // PER_DIRECTION, batch, _ceil(length, config.segment), channels, config.state)
+    states = u.new_empty(shape if save else 0, dtype=config.saved_dtype)
+    return ungated, states, A.new_empty((batch, channels, config.state) if last else 0)
+
+
+def _scan_forward_shapes(inputs, z, softplus, reverse, save, last):
+    return inputs[0].new_empty(inputs[0].shape), *_saved(inputs, z, save, last)
+
+
+@operator(fake=_scan_forward_shapes)
+def scan_forward(
+    inputs: list[Tensor], z: Tensor | None, softplus: bool, reverse: bool, save: bool, last: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, y before the gate, saved states, last state); the latter three are empty unless ``save`` or ``last`` asks for them."""
+    u, ways = inputs[0], len(inputs) // PER_DIRECTION
+    batch, length, channels = u.shape
+    out = u.new_empty(u.shape)
+    ungated, states, last_state = _saved(inputs, z, save, last)
+    config = configure(inputs, z, softplus)
+    blocks = _ceil(channels, config.lanes)
+    parts, split = _splits(config, u, blocks * batch * ways, config.forward_blocks)
+    initial = _entering(inputs, config, reverse, parts, split, None)
+    gate = (None, 0, 0) if z is None else (z.data_ptr(), *z.stride()[:2])
+    pointers = (out.data_ptr(), *map(_pointer, (ungated, states, initial, last_state)))
+    args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, split)
+    choices = {"DIRECTIONS": ways, "GATE": int(z is not None), "KEEP": int(save), "GROUP": GROUP}
+    macros = defines(config, FORWARD_BLOCKS=config.forward_blocks // ways, **choices)
+    shared = ways * config.shared(4)
+    _launch("scan_forward.cu", "scan_forward", macros, (blocks, batch, parts), ways * config.lanes, shared, args, u.device)
+    return out, ungated, states, last_state
+
+
+def _gate_backward(dout: Tensor, z: Tensor, ungated: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """(gradient before the gate, dz)."""
+    dy, dz = torch.empty_like(dout), torch.empty_like(dout)
+    pointers = (dout.data_ptr(), z.data_ptr(), ungated.data_ptr(), *z.stride()[:2], dy.data_ptr(), dz.data_ptr())
+    args = GateArgs(*pointers, dout.numel(), *dout.shape[1:])
+    macros = (("IO", IO[dout.dtype]), ("VECTOR", int(config.vector)))
+    pieces = dout.numel() // (16 // dout.itemsize if config.vector else 1)
+    _launch("gate.cu", "gate_backward", macros, (_ceil(pieces, THREADS), 1, 1), THREADS, 0, args, dout.device)
+    return dy, dz
+
+
+def _scan_backward_shapes(dout, dlast, inputs, z, ungated, states, softplus, reverse):
+    u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
+    batch, length, channels = u.shape
+    projections = u.new_empty((ways, batch, length, 2, state))
+    parameters = u.new_empty((ways, state + 2, channels), dtype=torch.float32)
+    gate = [] if z is None else [u.new_empty(u.shape)]
+    return [*(u.new_empty(u.shape) for _ in range(2 * ways)), projections, parameters, *gate]
+
+
+@operator(fake=_scan_backward_shapes)
+def scan_backward(
+    dout: Tensor,
+    dlast: Tensor | None,
+    inputs: list[Tensor],
+    z: Tensor | None,
+    ungated: Tensor,
+    states: Tensor,
+    softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """du and ddelta of each direction, then (directions, batch, length, 2, state) with dB and dC in u's type, then
+    (directions, state + 2, channels) with dA, dD and the gradient of the step bias, then dz if there is a gate."""
+    u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
+    batch, length, channels = u.shape
+    config = configure(inputs, z, softplus)
+    dy, *dz = [dout] if z is None else _gate_backward(dout, z, ungated, config)
+    blocks = _ceil(channels, config.lanes)
+    parts, split = _splits(config, u, blocks * batch * ways, config.backward_blocks)
+    carry = _entering(inputs, config, reverse, parts, split, dlast, dy)
+    streams = [u.new_empty(u.shape) for _ in range(2 * ways)]
+    projections = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
+    parameters = projections.new_empty((parts * batch, ways, state + 2, channels))
+    gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
+    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), projections.data_ptr(), parameters.data_ptr())
+    args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
+    macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks)
+    grid, shared = (blocks, batch, ways * parts), config.backward_shared
+    _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
+    return [*streams, projections.sum(0).to(u.dtype), parameters.sum(0), *dz]
+
+
+def _setup(ctx, inputs, output):
+    tensors, z, ctx.softplus, ctx.reverse, save, ctx.last = inputs
+    if save:
+        ctx.gated = z is not None
+        ctx.save_for_backward(*tensors, *(() if z is None else (z,)), *output[1:3])
+
+
+def _backward(ctx, dout, _dungated, _dstates, dlast):
+    *inputs, ungated, states = ctx.saved_tensors
+    z = inputs.pop() if ctx.gated else None
+    state, ways = inputs[2].shape[1], len(inputs) // PER_DIRECTION
+    dlast = dlast.contiguous() if ctx.last else None
+    parts = scan_backward(dout.contiguous(), dlast, inputs, z, ungated, states, ctx.softplus, ctx.reverse)
+    projections, parameters = parts[2 * ways : 2 * ways + 2]
+    gradients = []
+    for way in range(ways):
+        dB, dC = projections[way].unbind(2)
+        dA, dD, dbias = parameters[way].split((state, 1, 1))
+        gradients += [*parts[2 * way : 2 * way + 2], dA.t(), dB, dC, dD[0], dbias[0]]
+    return gradients, parts[-1] if z is not None else None, None, None, None, None
+
+
+differentiable(scan_forward, _backward, _setup)

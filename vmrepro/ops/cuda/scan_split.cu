@@ -1,0 +1,100 @@
+// What lets a scan be cut in time where channels and sequences alone would leave the GPU idle.
+//
+// A split acts on the state as h -> exp(A sum dt) h + s. scan_summary and scan_summary_gradient give s, from zero, and sum dt;
+// scan_chain then gives the state entering each split. For the gradient the same holds backwards, with g -> a (g + C dy).
+
+struct SummaryArgs {
+    Direction direction[2];
+    const io_t *dy;  // (batch, length, channels), for the gradient
+    float *state;    // (directions, splits, batch, channels, STATE)
+    float *time;     // (directions, splits, batch, channels): sum of dt
+    int batch, length, channels, directions, reverse, split;
+};
+
+struct SummaryShared {
+    io_t delta[2][SEGMENT * LANES], x[2][SEGMENT * LANES];
+    io_t raw[SEGMENT * 2 * STATE];
+    float projections[2][SEGMENT * 2 * STATE];
+};
+
+template <bool GRADIENT>
+INLINE void stage_summary(const SummaryArgs &p, const Direction &d, SummaryShared &s, int buffer, Steps steps, const Place &at) {
+    stage_projections<SEGMENT>(s.raw, d, steps, at);
+    stage<SEGMENT>(s.delta[buffer], d.delta, d.delta_batch, d.delta_time, steps, at);
+    if (GRADIENT) stage<SEGMENT>(s.x[buffer], p.dy, (i64)p.length * p.channels, p.channels, steps, at);
+    else stage<SEGMENT>(s.x[buffer], d.u, d.u_batch, d.u_time, steps, at);
+}
+
+template <bool GRADIENT>
+INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
+    int way = blockIdx.z % p.directions, lane = threadIdx.x;
+    Place at = {(int)blockIdx.y, (int)blockIdx.x * LANES, lane, p.length, p.channels};
+    const Direction &d = p.direction[way];
+    int channel = at.first_channel + lane;
+    // The gradient runs against the scan.
+    bool inside = channel < p.channels, backward = (way == 1 || p.reverse) != GRADIENT;
+    int limit = inside ? p.length : 0;
+    float h[STATE] = {}, A2[STATE], bias = inside ? d.bias[channel] : 0.f, total = 0.f;
+    load_decay_rates(A2, d.A, channel, inside);
+
+    int segments = (p.length + SEGMENT - 1) / SEGMENT, begin = blockIdx.z / p.directions * p.split, end = min(begin + p.split, segments);
+    int segment = backward ? end - 1 : begin, step = backward ? -1 : 1, buffer = 0;
+    stage_summary<GRADIENT>(p, d, s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), at);
+    for (int left = end - begin; left > 0; --left, segment += step, buffer ^= 1) {
+        copy_wait();
+        widen_projections<SEGMENT>(s.projections[buffer], s.raw, lane);
+        __syncthreads();
+        if (left > 1) stage_summary<GRADIENT>(p, d, s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
+        int time = steps_of(segment * SEGMENT, SEGMENT, backward).start;
+#pragma unroll 4
+        for (int j = 0; j < SEGMENT; ++j, time += step) {
+            float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit), x = widen(s.x[buffer][j * LANES + lane]);
+            const float *B = s.projections[buffer] + j * 2 * STATE, *C = B + STATE;
+            total += dt;
+            if (!GRADIENT) {
+                advance(h, A2, dt, dt * x, B);
+                continue;
+            }
+#pragma unroll
+            for (int n = 0; n < STATE; ++n) h[n] = exp2_fast(dt * A2[n]) * (h[n] + C[n] * x);
+        }
+    }
+    if (!inside) return;
+    i64 row = (((i64)way * (gridDim.z / p.directions) + blockIdx.z / p.directions) * p.batch + at.batch) * p.channels + channel;
+    p.time[row] = total;
+#pragma unroll
+    for (int n = 0; n < STATE; ++n) p.state[row * STATE + n] = h[n];
+}
+
+extern "C" __global__ void __launch_bounds__(LANES) scan_summary(const __grid_constant__ SummaryArgs p) {
+    extern __shared__ __align__(16) char shared[];
+    summary<false>(p, *(SummaryShared *)shared);
+}
+
+extern "C" __global__ void __launch_bounds__(LANES) scan_summary_gradient(const __grid_constant__ SummaryArgs p) {
+    extern __shared__ __align__(16) char shared[];
+    summary<true>(p, *(SummaryShared *)shared);
+}
+
+struct ChainArgs {
+    const float *A[2];   // (channels, STATE) of each direction
+    const float *start;  // (batch, channels, STATE): what enters the first split, of one direction; or null for 0
+    const float *time;   // as in SummaryArgs
+    float *state;        // in: what each split adds; out: what enters it
+    int batch, channels, splits, descending;  // descending: bit w set where direction w visits the last split first
+};
+
+extern "C" __global__ void __launch_bounds__(256) scan_chain(const __grid_constant__ ChainArgs p) {
+    int i = blockIdx.x * 256 + threadIdx.x, batch = blockIdx.y, way = blockIdx.z;
+    if (i >= p.channels * STATE) return;
+    bool descending = p.descending >> way & 1;
+    float rate = p.A[way][i] * LOG2E, h = p.start ? p.start[(i64)batch * p.channels * STATE + i] : 0.f;
+    i64 pitch = (i64)p.batch * p.channels, row = ((i64)way * p.splits + (descending ? p.splits - 1 : 0)) * pitch + (i64)batch * p.channels;
+    if (descending) pitch = -pitch;
+#pragma unroll 8
+    for (int split = 0; split < p.splits; ++split, row += pitch) {
+        float decay = exp2_fast(rate * p.time[row + i / STATE]), added = p.state[row * STATE + i];
+        p.state[row * STATE + i] = h;
+        h = decay * h + added;
+    }
+}

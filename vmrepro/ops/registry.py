@@ -1,0 +1,61 @@
+"""Which implementations of the operators exist, and which of them can run here.
+
+A backend is a module with ``available(device) -> reason | None`` and ``selective_scan``; it may also have ``causal_conv1d``,
+``bidirectional_conv``, ``bidirectional_scan`` and ``add_rms_norm``, with the signatures of ``vmrepro.ops`` less ``backend``.
+It changes the speed, never the function. For inputs it cannot take it raises NotImplementedError saying what to use instead.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+BACKENDS = {
+    "reference": "vmrepro.ops.reference",
+    "chunked": "vmrepro.ops.chunked",
+    "cuda": "vmrepro.ops.cuda",
+}
+# What "auto" tries on a device of this type, fastest first; any other type takes the last row.
+PREFERENCE = {"cuda": ("cuda", "chunked"), "cpu": ("chunked",), "other": ("chunked",)}
+
+
+class BackendUnavailableError(RuntimeError):
+    """A known backend was asked for by name and cannot run on this device."""
+
+
+def available_backends(device: torch.device | str | None = None) -> dict[str, str | None]:
+    """Every known backend by name, with None where it runs on ``device`` and otherwise the reason why not.
+
+    Without a device, the CUDA device is meant where there is one, else the CPU.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return {name: _absence(name, device) for name in BACKENDS}
+
+
+def resolve_backend(name: str, device: torch.device | str) -> str:
+    """The backend to use on ``device``: ``name`` itself, or for "auto" the fastest present there.
+
+    Raises ValueError for an unknown name and BackendUnavailableError, with the reason, for one that cannot run there.
+    """
+    device = torch.device(device)
+    if name == "auto":
+        candidates = PREFERENCE.get(device.type, PREFERENCE["other"])
+        return next(candidate for candidate in candidates if _absence(candidate, device) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: the known ones are auto, {', '.join(BACKENDS)}")
+    if (reason := _absence(name, device)) is not None:
+        raise BackendUnavailableError(f"backend {name!r} cannot run on {device}: {reason}. Use backend='auto' or another one.")
+    return name
+
+
+def provided(function: str, backend: str, device: torch.device):
+    """The named function of the backend that ``resolve_backend`` picks, or None where that backend has none of its own."""
+    return getattr(importlib.import_module(BACKENDS[resolve_backend(backend, device)]), function, None)
+
+
+def _absence(name: str, device: torch.device) -> str | None:
+    try:
+        module: ModuleType = importlib.import_module(BACKENDS[name])
+    except ImportError as error:
+        return f"its module does not import ({error})"
+    return module.available(device)
