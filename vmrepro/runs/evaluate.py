@@ -32,7 +32,9 @@ class Score(NamedTuple):
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bf16 autocast for precision "bf16", nothing otherwise."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    # Without the cache of cast weights, because a CUDA graph would keep casts of weights that have changed since.
+    options = {"dtype": torch.bfloat16, "cache_enabled": False}
+    return torch.autocast(device.type, **options) if precision == "bf16" else contextlib.nullcontext()
 
 
 @torch.no_grad()

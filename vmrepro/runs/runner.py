@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +19,6 @@ from vmrepro.models import VideoMamba, load_checkpoint
 from vmrepro.runs import distributed, provenance
 from vmrepro.runs.train import FAILED_BATCH, WEIGHTS, TrainingDivergedError, train
 from vmrepro.specs.schema import Experiment, to_dict
-
-Log = Callable[[str], None]
-
 
 class RunFailedError(RuntimeError):
     """This run diverged before and would do so again."""
@@ -40,15 +40,18 @@ def identify(experiment: Experiment, seed: int) -> str:
     return store.run_id(f"{experiment.id}-{experiment.tier}", to_dict(experiment), seed)
 
 
-def run(experiment: Experiment, seed: int, *, device: str = "auto", backend: str = "auto", log: Log = print) -> store.Record:
+def run(
+    experiment: Experiment, seed: int, *, device: str = "auto", backend: str = "auto", every_epoch: bool = True
+) -> store.Record:
     """The record of ``experiment`` under ``seed``: the one in the store if there is one, otherwise made now.
 
-    A teacher is run first. Under torchrun every process calls this and all return the same record. Raises
+    A teacher is run first. Prints what it did, and how it goes while it trains if ``every_epoch``. Under torchrun every process calls this and all return the same record. Raises
     FileNotFoundError for missing data, RuntimeError for an absent device or backend, TrainingDivergedError when this
     run diverges and RunFailedError when it did so before.
     """
-    world = distributed.join(device)
-    say = log if world.leads else (lambda line: None)
+    # Smoke runs on the CPU unless told otherwise, so that its numbers are the same everywhere.
+    world = distributed.join("cpu" if device == "auto" and experiment.tier == "smoke" else device)
+    say = print if world.leads else (lambda line: None)
     experiment = resolve(experiment, world.device)
     identifier = identify(experiment, seed)
     if (record := store.read(identifier)) is not None:
@@ -56,25 +59,71 @@ def run(experiment: Experiment, seed: int, *, device: str = "auto", backend: str
         return record
     teacher = None
     if experiment.distill is not None:
-        taught = run(experiment.distill.teacher, seed, device=device, backend=backend, log=log)
+        taught = run(experiment.distill.teacher, seed, device=device, backend=backend, every_epoch=every_epoch)
         teacher = _load_teacher(experiment.distill.teacher, taught.folder, world.device, backend)
     dataset = data.build(experiment.data, seed, world.device)
     with store.claim(identifier) if world.leads else contextlib.nullcontext(store.folder(identifier)) as folder:
         world.barrier()
         # Another process may have finished it while this one waited for the folder.
-        if (record := store.read(identifier)) is None:
+        if store.read(identifier) is None:
             _refuse_failed(folder)
-            _make(experiment, seed, dataset, world, folder, backend, teacher, say)
+            show = _progress(identifier, experiment.train.epochs) if every_epoch else (lambda row: None)
+            _make(experiment, seed, dataset, world, folder, backend, teacher, show)
         world.barrier()
     return store.read(identifier)
 
 
-def _make(experiment, seed, dataset, world, folder: Path, backend: str, teacher, say: Log) -> None:
+def run_all(
+    experiments: Sequence[Experiment],
+    seeds: Sequence[int],
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    jobs: int | None = None,
+    every_epoch: bool = True,
+) -> list[store.Record]:
+    """The records of every experiment under every seed, seed by seed, as ``run`` makes them.
+
+    ``jobs`` processes share the seeds (by default one a core, at most one a seed, and one only under torchrun or for
+    ImageNet, which fill a machine by themselves). Even on one GPU that pays: small models leave it waiting.
+    """
+    if jobs is None:
+        alone = "WORLD_SIZE" in os.environ or any(experiment.data.name == "imagenet" for experiment in experiments)
+        jobs = 1 if alone else min(len(seeds), os.cpu_count() or 1)
+    if jobs == 1:
+        return [record for seed in seeds for record in _run_seed(experiments, seed, device, backend, every_epoch)]
+    # A forked process could not use a GPU that its parent has touched, nor torch's threads.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = [pool.submit(_run_seed, experiments, seed, device, backend, every_epoch) for seed in seeds]
+        return [record for future in pending for record in future.result()]
+
+
+def leads() -> bool:
+    """True in the one process that reports: the only one, or the first under torchrun."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _run_seed(experiments, seed: int, device: str, backend: str, every_epoch: bool) -> list[store.Record]:
+    options = {"device": device, "backend": backend, "every_epoch": every_epoch}
+    return [run(experiment, seed, **options) for experiment in experiments]
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make(experiment, seed, dataset, world, folder: Path, backend: str, teacher, show) -> None:
     if world.leads:
         store.write_json(folder / "spec.json", {"experiment": to_dict(experiment), "seed": seed})
-    show = _progress(folder.name, experiment.train.epochs, say)
     try:
-        progress = train(experiment, seed, dataset, world, folder, backend=backend, teacher=teacher, report=show)
+        with _threads(experiment.train.cpu_threads):
+            progress = train(experiment, seed, dataset, world, folder, backend=backend, teacher=teacher, report=show)
     except TrainingDivergedError as error:
         if world.leads:
             store.write_json(folder / "failure.json", {"message": str(error), **error.details})
@@ -84,19 +133,18 @@ def _make(experiment, seed, dataset, world, folder: Path, backend: str, teacher,
         signed |= {"seed": seed, "wall_seconds": round(progress.seconds, 2), "peak_memory_bytes": progress.peak_bytes}
         store.write_json(folder / "provenance.json", signed)
         score = progress.history[-1]["top1"]
-        say(f"{folder.name}: trained {progress.epoch} epochs in {progress.seconds:.1f} s, {score:.2f}% top-1")
+        print(f"{folder.name}: trained {progress.epoch} epochs in {progress.seconds:.1f} s, {score:.2f}% top-1")
 
 
-def _progress(name: str, epochs: int, say: Log) -> Callable[[dict[str, float]], None]:
+def _progress(name: str, epochs: int) -> Callable[[dict[str, float]], None]:
     """One line an epoch; on a terminal the line is written over, so that only the last one stays."""
-    in_place = say is print and sys.stdout.isatty()
 
     def show(row: dict[str, float]) -> None:
         line = f"{name}: epoch {row['epoch'] + 1}/{epochs} loss {row['train_loss']:.4f} top-1 {row['top1']:.2f}%"
-        if in_place:
+        if sys.stdout.isatty():
             print(f"\r{line}\033[K", end="\n" if row["epoch"] + 1 == epochs else "", flush=True)
         else:
-            say(line)
+            print(line, flush=True)
 
     return show
 

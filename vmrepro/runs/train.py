@@ -24,6 +24,8 @@ from vmrepro.runs.optimise import learning_rate, make_optimiser
 from vmrepro.runs.provenance import peak_memory_bytes
 from vmrepro.specs.schema import DistillSpec, Experiment
 
+EVALUATION_FACTOR = 4  # test batches are this much larger; without gradients they fit
+SECONDS_BETWEEN_CHECKPOINTS = 60.0  # a death loses at most this much work; more often, writing would cost more than training
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
 FAILED_BATCH = "failed_batch.pt"
@@ -61,18 +63,22 @@ def feature_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 class Objective(nn.Module):
     """The loss of a batch: cross-entropy against soft targets and, for a student, the distance to its teacher."""
 
-    def __init__(self, model: VideoMamba, distill: DistillSpec | None) -> None:
+    def __init__(self, model: VideoMamba, distill: DistillSpec | None = None, teacher: VideoMamba | None = None) -> None:
         super().__init__()
         self.model, self.distill = model, distill
+        # In a list, so that it is no part of this module: it is neither trained nor put into training mode.
+        self._teacher = [] if teacher is None else [teacher]
 
-    def forward(self, images: Tensor, targets: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(whole loss, its feature part) as scalars; ``teacher``: unit vectors (batch, tokens, width), or None when silent."""
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(whole loss, its feature part) as scalars, from images and soft targets (batch, classes)."""
         tokens = self.model.forward_features(images)
         logits = self.model.forward_head(tokens)
         loss = functional.cross_entropy(logits.to(targets.dtype), targets)
-        if teacher is None:
+        if not self._teacher:
             return loss, torch.zeros_like(loss)
-        features = feature_loss(self.model.distill_features(tokens), teacher, self.distill.loss)
+        with torch.no_grad():
+            lesson = self._teacher[0].distill_features(self._teacher[0].forward_features(images))
+        features = feature_loss(self.model.distill_features(tokens), lesson, self.distill.loss)
         return loss + self.distill.weight * features, features
 
 
@@ -97,19 +103,17 @@ def train(
     model = VideoMamba(experiment.model, backend=backend).to(world.device, _dtype(spec.precision))
     optimiser = make_optimiser(model, spec)
     progress = _load(folder / CHECKPOINT, model, optimiser, world.device)
-    objective: nn.Module = Objective(model, experiment.distill)
-    if world.size > 1:
-        # After early stopping the student's extra head gets no gradient, which plain DDP takes for an error.
-        objective = DistributedDataParallel(objective, find_unused_parameters=experiment.distill is not None)
+    objectives = _Objectives(experiment, model, teacher, world)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
+    saved = time.perf_counter()
     for epoch in range(progress.epoch, spec.epochs):
         started = time.perf_counter()
         # Every epoch starts from its own seed, so one that is repeated after a death repeats exactly.
         torch.manual_seed((seed * 1_000_003 + epoch) * world.size + world.rank)
-        guide = teacher if experiment.distill and _teaches(experiment.distill, epoch) else None
-        row = _train_epoch(experiment, seed, epoch, data, world, objective, optimiser, guide, folder)
-        score = evaluate(model, data, max(spec.batch_size // world.size, 1), world, spec.precision)
+        model.train()
+        row = _train_epoch(experiment, seed, epoch, data, world, objectives, optimiser, folder)
+        score = evaluate(model, data, EVALUATION_FACTOR * spec.batch_size // world.size, world, spec.precision)
         row |= {"test_loss": score.loss, "top1": score.top1}
         if not math.isfinite(score.loss):
             raise TrainingDivergedError(f"the test loss is {score.loss} after epoch {epoch}", {"epoch": epoch})
@@ -118,26 +122,58 @@ def train(
         progress.epoch, progress.seconds = epoch + 1, progress.seconds + seconds
         progress.peak_bytes = max(progress.peak_bytes, peak_memory_bytes(world.device))
         if world.leads:
-            _save(folder / CHECKPOINT, model, optimiser, progress)
-            store.write_metrics(folder, progress.history)
+            if time.perf_counter() - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+                _save(folder / CHECKPOINT, model, optimiser, progress)
+                store.write_metrics(folder, progress.history)
+                saved = time.perf_counter()
             report(progress.history[-1])
     if world.leads:
-        store.write_metrics(folder, progress.history)  # again: a death may have come between the two writes above
+        store.write_metrics(folder, progress.history)
         store.write_atomically(folder / WEIGHTS, _bytes(model.state_dict()))
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return progress
 
 
-def _teaches(distill: DistillSpec, epoch: int) -> bool:
-    return distill.stop_epoch is None or epoch < distill.stop_epoch
+class _Objectives:
+    """The objective of each epoch, wrapped for where it runs: DDP among several processes, CUDA graphs on a single GPU."""
+
+    def __init__(self, experiment: Experiment, model: VideoMamba, teacher: VideoMamba | None, world: World) -> None:
+        self._experiment, self._model, self._teacher, self._world = experiment, model, teacher, world
+        self._guided: bool | None = None
+        self._current: nn.Module | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return list(self._model.parameters())
+
+    def at(self, epoch: int, images: Tensor, targets: Tensor) -> nn.Module:
+        """The objective of ``epoch``; ``images`` and ``targets`` are like those it will be called with, the model is training."""
+        distill = self._experiment.distill
+        guided = distill is not None and (distill.stop_epoch is None or epoch < distill.stop_epoch)
+        if guided != self._guided:
+            self._guided = guided
+            self._current = self._wrap(Objective(self._model, distill, self._teacher if guided else None), images, targets)
+        return self._current
+
+    def _wrap(self, objective: nn.Module, images: Tensor, targets: Tensor) -> nn.Module:
+        # A student whose teacher has fallen silent has a head that gets no gradient.
+        idle_head = self._experiment.distill is not None and not self._guided
+        if self._world.size > 1:
+            return DistributedDataParallel(objective, find_unused_parameters=idle_head)
+        if self._world.device.type == "cuda":
+            # Small models spend most of an eager step launching kernels; a graph launches them all at once.
+            like = images.clone(), targets.clone()
+            # The graph runs on a stream of its own, on purpose.
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+            return torch.cuda.make_graphed_callables(objective, like, allow_unused_input=idle_head)
+        return objective
 
 
-def _train_epoch(experiment, seed, epoch, data, world, objective, optimiser, teacher, folder) -> dict[str, float]:
+def _train_epoch(experiment, seed, epoch, data, world, objectives, optimiser, folder) -> dict[str, float]:
     """One pass over the training set; the row of the epoch, averaged over steps and processes."""
     spec, dtype = experiment.train, _dtype(experiment.train.precision)
     steps = data.train_size // spec.batch_size
     mixing = Mixing(experiment.data.augment, experiment.data.num_classes)
-    objective.train()
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
     for index, (images, labels) in enumerate(data.train_batches(epoch, spec.batch_size, world.rank, world.size)):
@@ -147,11 +183,10 @@ def _train_epoch(experiment, seed, epoch, data, world, objective, optimiser, tea
             group["lr"] = learning_rate(spec, step, steps)
         images, targets = mixing(images.to(dtype), labels, seed * 1_000_003 + step)
         with autocast(world.device, spec.precision):
-            lesson = _lesson(teacher, images) if teacher is not None else None
-            loss, features = objective(images, targets, lesson)
+            loss, features = objectives.at(epoch, images, targets)(images, targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), spec.clip_grad or math.inf)
+        norm = nn.utils.clip_grad_norm_(objectives.parameters(), spec.clip_grad or math.inf)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
             kept = folder / f"rank{world.rank}_{FAILED_BATCH}" if world.size > 1 else folder / FAILED_BATCH
             store.write_atomically(kept, _bytes({"images": images, "targets": targets, "epoch": epoch, "step": step}))
@@ -166,13 +201,8 @@ def _train_epoch(experiment, seed, epoch, data, world, objective, optimiser, tea
         raise ValueError(f"{experiment.id}: batch_size {spec.batch_size} exceeds the {data.train_size} training images")
     total, feature = (world.sum(sums) / (steps * world.size)).tolist()
     row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"], "train_loss": total}
-    row |= {"feature_loss": feature} if teacher is not None else {}
+    row |= {"feature_loss": feature} if feature else {}
     return row | {"data_wait": round(waited / (time.perf_counter() - started), 3)}
-
-
-@torch.no_grad()
-def _lesson(teacher: VideoMamba, images: Tensor) -> Tensor:
-    return teacher.distill_features(teacher.forward_features(images))
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -177,6 +177,7 @@ class TrainSpec:
     eps: float = 1e-8
     clip_grad: float | None = None
     precision: Literal["auto", "fp64", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+    cpu_threads: int | None = None  # None: torch's own choice
 
     def __post_init__(self) -> None:
         _choice("TrainSpec", "schedule", self.schedule, ("step", "epoch_lagged"))

@@ -1,0 +1,169 @@
+"""The command ``vmrepro``: a few verbs on ids. It parses and delegates; results go to stdout, complaints to stderr.
+
+Exit status: 0 done, 1 a check or a claim came out otherwise, 2 misuse or something missing. What a verb needs is imported
+when it runs, so that ``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from vmrepro import __version__
+from vmrepro.specs import catalog
+from vmrepro.specs.schema import TIERS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line ``argv`` (by default the process's own) and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.verb(arguments)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"vmrepro: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vmrepro: stopped; the same command goes on where this one ended", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vmrepro", description="The results of VideoMamba, recomputed and judged.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", help="experiments by id, with the claims they answer")
+    listing.add_argument("--tier", choices=TIERS, default="smoke")
+    listing.set_defaults(verb=_list)
+
+    running = verbs.add_parser("run", help="run a figure or one experiment; what is recorded is reused")
+    _what(running)
+    running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    running.add_argument("--backend", default="auto", help="operator backend, see `vmrepro doctor` (default: auto)")
+    running.add_argument("--jobs", type=int, help="processes that share the seeds (default: by tier and cores)")
+    running.add_argument("--dry-run", action="store_true", help="print what would run and its cost, and stop")
+    running.set_defaults(verb=_run)
+
+    planning = verbs.add_parser("plan", help="what a run would train and what it costs; runs nothing")
+    _what(planning)
+    planning.add_argument("--json", action="store_true", help="the specs themselves, every default written out")
+    planning.set_defaults(verb=_plan)
+
+    reporting = verbs.add_parser("report", help="redraw every figure from its recorded numbers; runs nothing")
+    reporting.set_defaults(verb=_report)
+
+    verifying = verbs.add_parser("verify", help="judge the claims again from recorded numbers; 1 if a verdict changed")
+    verifying.set_defaults(verb=_verify)
+
+    doctor = verbs.add_parser("doctor", help="what works on this machine, what does not, and why")
+    doctor.set_defaults(verb=_doctor)
+
+    notebooks = verbs.add_parser("notebooks", help="run the notebooks, or renew what is committed of one")
+    actions = notebooks.add_subparsers(required=True, metavar="ACTION")
+    every = actions.add_parser("run", help="run every notebook")
+    every.add_argument("--tier", choices=TIERS, default="smoke")
+    every.set_defaults(verb=_notebooks_run)
+    bless = actions.add_parser("bless", help="execute a notebook and commit its outputs as the new reference")
+    bless.add_argument("notebook")
+    bless.set_defaults(verb=_notebooks_bless)
+    return parser
+
+
+def _what(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="a figure (fig6) or one experiment, see `vmrepro list`")
+    parser.add_argument("--tier", choices=TIERS, default="smoke", help="default: smoke")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--seeds", type=int, default=0, help="how many (default: what the tier asks for)")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    for figure, members in catalog.FIGURES.items():
+        print(figure)
+        for experiment in members(arguments.tier):
+            print(f"  {experiment.id:<26}{' '.join(experiment.reproduces)}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _plan(arguments)
+    from vmrepro.report import fig6, tables
+    from vmrepro.runs import runner
+
+    experiments = catalog.find(arguments.id, arguments.tier)
+    chosen = catalog.seeds(arguments.tier, arguments.seed, arguments.seeds)
+    options = {"device": arguments.device, "backend": arguments.backend, "jobs": arguments.jobs}
+    records = runner.run_all(experiments, chosen, **options)
+    if arguments.id == fig6.FIGURE and runner.leads():
+        saved = fig6.save(records, arguments.tier)
+        print(tables.text(fig6.finals(saved.numbers).reset_index()))
+        print(tables.text(tables.verdicts(fig6.rulings(saved.numbers, arguments.tier), brief=True)))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from vmrepro.specs.schema import to_dict
+
+    experiments = catalog.find(arguments.id, arguments.tier)
+    chosen = catalog.seeds(arguments.tier, arguments.seed, arguments.seeds)
+    if getattr(arguments, "json", False):
+        print(json.dumps([to_dict(experiment) for experiment in experiments], indent=1))
+        return 0
+    from vmrepro.report import tables
+
+    plan = tables.plan(experiments, len(chosen))
+    print(tables.text(plan, digits=3))
+    print(f"\n{plan['pmacs'].sum():.3g} x 10^15 multiply-adds in all, seeds {chosen[0]} to {chosen[-1]}. Nothing was run.")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from vmrepro.report import rebuild
+
+    for path in rebuild.redraw():
+        print(path)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from vmrepro.report import rebuild, tables
+
+    rulings, changed = rebuild.verify()
+    if not rulings:
+        print("no recorded figure: run one first, for example `vmrepro run fig6`", file=sys.stderr)
+        return 2
+    print(tables.text(tables.verdicts(rulings, brief=True)))
+    for line in changed:
+        print(f"CHANGED {line}", file=sys.stderr)
+    return 1 if changed else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from vmrepro import doctor
+
+    results = doctor.checks()
+    print(doctor.render(results))
+    return 1 if any(check.status == "fail" for check in results) else 0
+
+
+def _notebooks_run(arguments: argparse.Namespace) -> int:
+    from vmrepro import notebooks
+    from vmrepro.report import rebuild
+
+    outcomes = notebooks.run_all(arguments.tier)
+    redrawn = rebuild.redraw()
+    print(notebooks.summary(outcomes))
+    print(f"{len(redrawn)} pictures redrawn from recorded numbers")
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+def _notebooks_bless(arguments: argparse.Namespace) -> int:
+    from vmrepro import notebooks
+
+    print(notebooks.bless(arguments.notebook))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

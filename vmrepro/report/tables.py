@@ -1,0 +1,63 @@
+"""Tables as people read them: what would run and what it costs, final numbers, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from vmrepro.report.verdicts import Ruling
+from vmrepro.specs import catalog, cost
+from vmrepro.specs.schema import Experiment
+
+
+def text(table: pd.DataFrame, digits: int = 2) -> str:
+    """The table as aligned text, floats with ``digits`` decimals, gaps for what is not there."""
+    return table.to_string(index=False, float_format=lambda value: f"{value:.{digits}f}", na_rep="-")
+
+
+def plan(experiments: Sequence[Experiment], seeds: int) -> pd.DataFrame:
+    """What would be trained, one row an experiment: sizes, schedule, and the cost of all its seeds.
+
+    params_m: millions of parameters. gmacs: 10^9 multiply-adds of one image, everything counted. pmacs: 10^15 of the
+    whole training over all seeds, the teacher's forward passes included. act_gib: activations of one batch, estimated.
+    """
+    return pd.DataFrame([_plan_row(experiment, seeds) for experiment in experiments])
+
+
+def _plan_row(experiment: Experiment, seeds: int) -> dict[str, object]:
+    model, train, distill = experiment.model, experiment.train, experiment.distill
+    images = catalog.train_images(experiment)
+    macs = cost.train_cost(model, images, train.epochs)
+    teacher = "-"
+    if distill is not None:
+        taught = train.epochs if distill.stop_epoch is None else distill.stop_epoch
+        macs += images * taught * cost.flops_full(distill.teacher.model)
+        teacher = distill.teacher.id + ("" if distill.stop_epoch is None else f", {taught} epochs")
+    element_bytes = {"fp64": 8, "fp32": 4}.get(train.precision, 2)
+    return {
+        "experiment": experiment.id,
+        "data": experiment.data.name,
+        "depth": model.depth,
+        "width": model.embed_dim,
+        "params_m": cost.parameters(model) / 1e6,
+        "gmacs": cost.flops_full(model) / 1e9,
+        "teacher": teacher,
+        "epochs": train.epochs,
+        "batch": train.batch_size,
+        "lr": f"{train.lr:g}",
+        "seeds": seeds,
+        "pmacs": seeds * macs / 1e15,
+        "act_gib": cost.activation_bytes(model, train.batch_size, element_bytes) / 2**30,
+    }
+
+
+def verdicts(rulings: Iterable[Ruling], *, brief: bool = False) -> pd.DataFrame:
+    """One row a claim: the comparison, the mean difference in points with its 95 % interval, seeds and verdict."""
+    rows = []
+    for ruling in rulings:
+        row = ruling.as_row()
+        if brief:
+            row.pop("statement")
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"difference": float, "low": float, "high": float})
