@@ -17,6 +17,7 @@ from vmrepro.ops import available_backends, selective_scan
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 # Relative RMS error that float32 may cost; about ten times what it costs the definition.
 TOLERANCE = 1e-5
+WARM_UP = 3  # calls that are not counted
 
 
 class Timing(NamedTuple):
@@ -71,13 +72,13 @@ def measure(backend: str, inputs: dict[str, Tensor], repeats: int) -> Timing:
 
 def _median(call: Callable, device: torch.device, repeats: int) -> float:
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(WARM_UP + repeats):
         _wait(device)
         start = time.perf_counter()
         call()
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])  # the first call warms up
+    return statistics.median(seconds[WARM_UP:])
 
 
 def _wait(device: torch.device) -> None:
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         "--shape", type=int, nargs=4, default=(1, 1569, 384, 16), metavar=("BATCH", "LENGTH", "CHANNELS", "STATE")
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     print(f"{options.device}, shape {tuple(options.shape)}, float32, {options.threads} threads, torch {torch.__version__}")

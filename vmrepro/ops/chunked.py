@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from vmrepro.ops.reference import skip_and_gate, step_size
 
 # Numbers in one array of a chunk: small enough for the cache, large enough to hide the cost of a call.
-CHUNK_NUMBERS = 1 << 18
+CHUNK_NUMBERS = 1 << 19
 # The state kept before a chunk is as large as N/T sequences (batch, length, channels): shorter chunks would keep too much.
 MIN_STEPS = 8
 

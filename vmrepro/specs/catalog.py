@@ -25,7 +25,7 @@ RECIPE_OF_SIZE = {
     "b": "imagenet_distill/videomamba_base/res224",
 }
 IMAGENET_TRAIN_IMAGES = 1_281_167
-DIGITS_TRAIN_IMAGES = 898
+DIGITS_TRAIN_IMAGES = 898  # of the embedded set, unless a spec takes fewer
 
 
 @functools.cache
@@ -85,8 +85,10 @@ def shrink(experiment: Experiment, tier: Tier) -> Experiment:
     """The same experiment at ``tier``: what is compared stays, what it costs goes down.
 
     mini keeps depth, width, stochastic depth, distillation and mixing, and takes the embedded digits at their own
-    8 x 8 pixels, in patches of 2 x 2. smoke also divides depth by 12, width by 24 and the state size by 4, and computes
-    in float64, so that a notebook prints the same digits on every processor.
+    8 x 8 pixels, in patches of 2 x 2. Only the first 256 of them train: with all 898 the experiments end between 97.8
+    and 99.3 % (means of three seeds after 100 epochs on one H200, at commit 3297949), too close to tell sizes apart.
+    smoke also divides depth by 12, width by 24 and the state size by 4, and computes in float64, so that a notebook
+    prints the same digits on every processor.
     """
     if tier == "paper":
         return experiment
@@ -120,12 +122,12 @@ def shrink(experiment: Experiment, tier: Tier) -> Experiment:
             drop_path_rate=0.0 if smoke else model.drop_path_rate,
             distill_dim=None if distill is None else distill.teacher.model.embed_dim,
         ),
-        data=DataSpec(name="digits", img_size=8, num_classes=10, augment=augment),
+        data=DataSpec(name="digits", img_size=8, num_classes=10, augment=augment, train_images=256),
         train=replace(
             train,
             epochs=epochs,
-            batch_size=64 if smoke else 128,
-            lr=1e-2 if smoke else 1e-3,
+            batch_size=32,
+            lr=1e-2 if smoke else 5e-4,
             warmup_epochs=max(1, round(epochs * train.warmup_epochs / train.epochs)),
             schedule="step",
             precision="fp64" if smoke else "auto",
@@ -135,7 +137,7 @@ def shrink(experiment: Experiment, tier: Tier) -> Experiment:
     )
 
 
-MINI_EPOCHS = 100
+MINI_EPOCHS = 60
 
 
 def experiments(tier: Tier) -> list[Experiment]:
@@ -167,4 +169,6 @@ def seeds(tier: Tier, first: int = 0, count: int = 0) -> list[int]:
 
 def train_images(experiment: Experiment) -> int:
     """Images in one pass over the training set, for costs."""
-    return IMAGENET_TRAIN_IMAGES if experiment.data.name == "imagenet" else DIGITS_TRAIN_IMAGES
+    if experiment.data.name == "imagenet":
+        return IMAGENET_TRAIN_IMAGES
+    return experiment.data.train_images or DIGITS_TRAIN_IMAGES
