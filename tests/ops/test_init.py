@@ -5,7 +5,18 @@ import functools
 import pytest
 import torch
 
-from tests.ops.oracle import ALL, FAST, KERNELS, judge, outputs_and_gradients, rms_error, scan_inputs, scan_with, two_way_with
+from tests.ops.oracle import (
+    ALL,
+    FAST,
+    KERNELS,
+    judge,
+    outputs_and_gradients,
+    rms_error,
+    scan_inputs,
+    scan_with,
+    two_way_with,
+    widened,
+)
 from vmrepro.ops import (
     ScanInputs,
     add_rms_norm,
@@ -59,6 +70,13 @@ def test_scan_takes_every_form_of_B_and_C(backend, device, form, reverse):
 @pytest.mark.parametrize(("backend", "device"), FAST)
 def test_scan_takes_a_fixed_B_with_a_grouped_C(backend, device):
     inputs = scan_inputs(21, torch.float64, form="grouped") | {"B": scan_inputs(21, torch.float64, form="fixed")["B"]}
+    judge(scan_with(backend), scan_with("reference"), inputs, torch.float64, device)
+
+
+@pytest.mark.parametrize(("backend", "device"), FAST)
+def test_scan_takes_different_groups_of_B_and_C(backend, device):
+    inputs = scan_inputs(21, torch.float64, form="grouped")
+    inputs["C"] = torch.cat([inputs["C"], 2 - inputs["C"]], dim=2)
     judge(scan_with(backend), scan_with("reference"), inputs, torch.float64, device)
 
 
@@ -133,6 +151,16 @@ def test_two_way_scan_is_the_sum_of_two_gated_scans(backend, device):
     ways = {False: forward, True: backward}
     halves = [outputs_and_gradients(scan_with("reference", reverse=r), x)["out0"] for r, x in ways.items()]
     assert rms_error(ours, (halves[0] + halves[1]).double()) < 1e-6
+
+
+@pytest.mark.parametrize(("backend", "device"), ALL)
+def test_two_way_scan_rounds_once(backend, device):
+    """In bfloat16 the sum of the directions is no further from the exact one than its rounding."""
+    inputs = scan_inputs(65, torch.bfloat16)
+    flat = {"z": inputs["z"]} | {f"{name}_{way}": inputs[name] for way in "fb" for name in ScanInputs._fields}
+    ours = outputs_and_gradients(two_way_with(backend), flat, device)["out0"]
+    exact = outputs_and_gradients(two_way_with("reference"), widened(flat))["out0"]
+    assert rms_error(ours, exact) < 1.1 * rms_error(exact.bfloat16(), exact)
 
 
 @pytest.mark.parametrize(("backend", "device"), KERNELS)

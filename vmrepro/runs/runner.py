@@ -20,6 +20,7 @@ from vmrepro.runs import distributed, provenance
 from vmrepro.runs.train import FAILED_BATCH, WEIGHTS, TrainingDivergedError, train
 from vmrepro.specs.schema import Experiment, to_dict
 
+
 class RunFailedError(RuntimeError):
     """This run diverged before and would do so again."""
 
@@ -45,8 +46,8 @@ def run(
 ) -> store.Record:
     """The record of ``experiment`` under ``seed``: the one in the store if there is one, otherwise made now.
 
-    A teacher is run first. Prints what it did, and how it goes while it trains if ``every_epoch``. Under torchrun every process calls this and all return the same record. Raises
-    FileNotFoundError for missing data, RuntimeError for an absent device or backend, TrainingDivergedError when this
+    A teacher is run first. Prints what it did, and how it goes while it trains if ``every_epoch``. Under torchrun every
+    process calls this and all return the same record. Raises FileNotFoundError for missing data, RuntimeError for an absent device or backend, TrainingDivergedError when this
     run diverges and RunFailedError when it did so before.
     """
     # Smoke runs on the CPU unless told otherwise, so that its numbers are the same everywhere.
@@ -160,4 +161,5 @@ def _refuse_failed(folder: Path) -> None:
     failure = folder / "failure.json"
     if failure.is_file():
         message = json.loads(failure.read_text())["message"]
-        raise RunFailedError(f"{folder.name} diverged before ({message}); look at {FAILED_BATCH}, or remove {folder} to try again")
+        advice = f"look at {FAILED_BATCH} there, or remove {folder} to try again"
+        raise RunFailedError(f"{folder.name} diverged before ({message}); {advice}")

@@ -156,7 +156,8 @@ def find(id: str, tier: Tier) -> list[Experiment]:
     if not chosen:
         known = [*FIGURES, *(experiment.id for experiment in everything)]
         near = difflib.get_close_matches(id, known, n=1)
-        raise ValueError(f"unknown experiment {id!r}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"))
+        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown experiment {id!r}: {advice}")
     return chosen
 
 
