@@ -38,15 +38,14 @@ class Digits:
             images = torch.nn.functional.interpolate(images, size=spec.img_size, mode="bilinear", antialias=True)
         labels = torch.from_numpy(raw.target.astype(np.int64))
         self._background = float((0 - mean) / std)
-        count = min(spec.train_images or TRAIN_IMAGES, TRAIN_IMAGES)
-        self._train = images[:count].to(device), labels[:count].to(device)
+        self._train = images[:TRAIN_IMAGES].to(device), labels[:TRAIN_IMAGES].to(device)
         self._test = images[TRAIN_IMAGES:].to(device), labels[TRAIN_IMAGES:].to(device)
         self._spec, self._seed = spec, seed
 
     @property
     def train_size(self) -> int:
         """Images in one pass over the training set."""
-        return len(self._train[1])
+        return TRAIN_IMAGES
 
     def train_batches(self, epoch: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of each global batch of ``batch_size`` images: images and labels ``(batch,)``.
@@ -55,12 +54,12 @@ class Digits:
         reverse (mixup) pairs the same images whatever the number of processes.
         """
         chance = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        order = torch.randperm(self.train_size, generator=chance)
+        order = torch.randperm(TRAIN_IMAGES, generator=chance)
         shift = self._spec.augment.max_shift
-        shifts = torch.randint(-shift, shift + 1, (self.train_size, 2), generator=chance)
+        shifts = torch.randint(-shift, shift + 1, (TRAIN_IMAGES, 2), generator=chance)
         images, labels = self._train
         half = batch_size // (2 * world)
-        for start in range(0, self.train_size - batch_size + 1, batch_size):
+        for start in range(0, TRAIN_IMAGES - batch_size + 1, batch_size):
             batch = order[start : start + batch_size]
             head = batch[rank * half : (rank + 1) * half]
             tail = batch[batch_size - (rank + 1) * half : batch_size - rank * half]

@@ -35,4 +35,5 @@ class Mixing:
             one_hot = functional.one_hot(labels, self._num_classes).to(images.dtype)
             return images, one_hot * (1 - self._smoothing) + self._smoothing / self._num_classes
         np.random.seed(seed % 2**32)  # noqa: NPY002 - timm's Mixup reads this very generator
-        return self._mixup(images, labels)
+        mixed, targets = self._mixup(images, labels)
+        return mixed, targets.to(images.dtype)  # timm's are float32, and the loss takes their type

@@ -16,7 +16,7 @@ def make_optimiser(model: VideoMamba, spec: TrainSpec) -> torch.optim.AdamW:
 
     So A_log, a matrix, decays in spite of Mamba's intention, as in the released training.
     """
-    groups = param_groups_weight_decay(model, spec.weight_decay, model.no_weight_decay())
+    groups = param_groups_weight_decay(model, spec.weight_decay, no_weight_decay_list=model.no_weight_decay())
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
 
 

@@ -47,8 +47,8 @@ def run(
     """The record of ``experiment`` under ``seed``: the one in the store if there is one, otherwise made now.
 
     A teacher is run first. Prints what it did, and how it goes while it trains if ``every_epoch``. Under torchrun every
-    process calls this and all return the same record. Raises FileNotFoundError for missing data, RuntimeError for an absent device or backend, TrainingDivergedError when this
-    run diverges and RunFailedError when it did so before.
+    process calls this and all return the same record. Raises FileNotFoundError for missing data, RuntimeError for an
+    absent device or backend, TrainingDivergedError when this run diverges and RunFailedError when it did so before.
     """
     # Smoke runs on the CPU unless told otherwise, so that its numbers are the same everywhere.
     world = distributed.join("cpu" if device == "auto" and experiment.tier == "smoke" else device)

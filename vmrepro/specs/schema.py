@@ -155,15 +155,10 @@ class DataSpec:
     img_size: int
     num_classes: int
     augment: AugmentSpec = AugmentSpec()
-    train_images: int | None = None  # the first so many training images; None: all there are
     crop_ratio: float = 0.875  # test: resize to img_size / crop_ratio, then crop the centre
 
     def __post_init__(self) -> None:
         _choice("DataSpec", "name", self.name, ("digits", "imagenet"))
-        _require(
-            self.train_images is None or (self.name == "digits" and self.train_images > 0),
-            f"DataSpec.train_images limits the digits only, to a positive number, got {self.train_images!r} for {self.name}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
