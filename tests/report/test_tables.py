@@ -1,0 +1,23 @@
+import pytest
+
+from vmrepro.report import tables
+from vmrepro.report.verdicts import Contrast, rule
+from vmrepro.specs import catalog, cost
+
+
+def test_plan_prices_every_experiment_with_its_teacher():
+    experiments = catalog.fig6("paper")
+    plan = tables.plan(experiments, seeds=2).set_index("experiment")
+    m, student, stopped = (plan.loc[name, "pmacs"] for name in ("fig6_m", "fig6_m_distill", "fig6_m_distill_stopped"))
+    assert m == pytest.approx(2 * cost.train_cost(experiments[1].model, 1_281_167, 300) / 1e15)
+    teacher = 2 * 1_281_167 * 300 * cost.flops_full(experiments[0].model) / 1e15
+    assert student - stopped == pytest.approx(teacher / 2)
+    assert plan.loc["fig6_s", "params_m"] == pytest.approx(25.796584)
+
+
+def test_verdict_table_shows_gaps_for_what_was_not_run():
+    rulings = [rule(Contrast("C21", "fig6_b", "fig6_s"), {}, "paper")]
+    text = tables.text(tables.verdicts(rulings, brief=True))
+    assert "not run" in text
+    assert "nan" not in text.lower()
+    assert "statement" in tables.verdicts(rulings)

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.golden.golden_formula import golden_input
+from tests.runs.conftest import tiny
+from vmrepro import data
+from vmrepro.models import VideoMamba
+from vmrepro.runs import train as training
+from vmrepro.runs.distributed import World
+from vmrepro.runs.train import FAILED_BATCH, WEIGHTS, Objective, TrainingDivergedError, feature_loss, train
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def unit_vectors(tag: str) -> torch.Tensor:
+    return nn.functional.normalize(torch.from_numpy(golden_input(tag, (2, 5, 7), 0)).double(), dim=-1)
+
+
+def test_feature_losses_follow_from_the_angle():
+    student, teacher = unit_vectors("student"), unit_vectors("teacher")
+    angle = torch.acos((student * teacher).sum(-1))
+    assert feature_loss(student, teacher, "cosine").item() == pytest.approx((2 - 2 * torch.cos(angle)).mean().item())
+    # The distance between unit vectors is a chord of that angle.
+    assert feature_loss(student, teacher, "l2").item() == pytest.approx((2 * torch.sin(angle / 2)).mean().item())
+    assert feature_loss(teacher, teacher, "l2").item() == pytest.approx(0, abs=1e-7)
+
+
+def test_objective_adds_the_weighted_feature_loss_and_leaves_the_teacher_alone():
+    experiment = tiny("fig6_m_distill")
+    teacher = VideoMamba(experiment.distill.teacher.model).double().eval().requires_grad_(False)
+    student = VideoMamba(experiment.model).double()
+    images = torch.from_numpy(golden_input("images", (4, 1, 8, 8), 0)).double()
+    targets = nn.functional.one_hot(torch.arange(4), 10).double()
+    objective = Objective(student, experiment.distill, teacher).train()
+    loss, features = objective(images, targets)
+    plain, nothing = Objective(student)(images, targets)
+    assert features.item() > 0
+    assert nothing.item() == 0
+    assert loss.item() == pytest.approx(plain.item() + experiment.distill.weight * features.item())
+    assert not teacher.training
+    loss.backward()
+    assert student.distill_head[1].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_training_learns_and_leaves_weights(tmp_path):
+    experiment = tiny(epochs=8, batch_size=64)
+    progress = train(experiment, 0, data.build(experiment.data, 0, CPU), ALONE, tmp_path)
+    first, last = progress.history[0], progress.history[-1]
+    assert last["train_loss"] < first["train_loss"] - 0.1
+    weights = torch.load(tmp_path / WEIGHTS, weights_only=True)
+    assert set(weights) == set(VideoMamba(experiment.model).state_dict())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", WEIGHTS]
+
+
+def test_early_stopping_silences_the_teacher_from_its_epoch_on(tmp_path):
+    stopped = tiny("fig6_m_distill_stopped")
+    teacher = VideoMamba(stopped.distill.teacher.model).double().eval().requires_grad_(False)
+    progress = train(stopped, 0, data.build(stopped.data, 0, CPU), ALONE, tmp_path, teacher=teacher)
+    assert ["feature_loss" in row for row in progress.history] == [True, False, False]
+
+
+@pytest.mark.parametrize("schedule", ["step", "epoch_lagged"])
+def test_the_rate_in_the_optimiser_is_the_scheduled_one(tmp_path, schedule):
+    experiment = tiny(schedule=schedule)
+    progress = train(experiment, 0, data.build(experiment.data, 0, CPU), ALONE, tmp_path)
+    expected = [training.learning_rate(experiment.train, 2 * epoch + 1, 2) for epoch in range(3)]
+    assert [row["lr"] for row in progress.history] == expected
+
+
+class Poisoned:
+    """The digits, with one image that is no number in the second step."""
+
+    def __init__(self, inner):
+        self._inner, self.train_size = inner, inner.train_size
+        self.test_batches = inner.test_batches
+
+    def train_batches(self, epoch, batch_size, rank=0, world=1):
+        for index, (images, labels) in enumerate(self._inner.train_batches(epoch, batch_size, rank, world)):
+            if index == 1:
+                images[0] = math.nan
+            yield images, labels
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(tmp_path):
+    experiment = tiny()
+    dataset = Poisoned(data.build(experiment.data, 0, CPU))
+    with pytest.raises(TrainingDivergedError, match=r"epoch 0, step 1; the batch is kept in") as caught:
+        train(experiment, 0, dataset, ALONE, tmp_path)
+    kept = torch.load(tmp_path / FAILED_BATCH, weights_only=True)
+    assert kept["step"] == caught.value.details["step"] == 1
+    assert torch.isnan(kept["images"]).any()
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    experiment = tiny(batch_size=1024)
+    with pytest.raises(ValueError, match="batch_size 1024 exceeds the 898 training images"):
+        train(experiment, 0, data.build(experiment.data, 0, CPU), ALONE, tmp_path)
