@@ -26,7 +26,7 @@ CODE_THAT_MATTERS = ("specs/schema.py", "data", "ops", "models", "runs")
 
 @functools.cache
 def code_digest() -> str:
-    """Twelve hexadecimal digits of the code a result depends on; comments, docstrings and layout do not count."""
+    """Twelve hexadecimal digits of the code a result depends on; of Python, comments, docstrings and layout do not count."""
     total = hashlib.sha256()
     for part in CODE_THAT_MATTERS:
         place = paths.PACKAGE / part

@@ -97,6 +97,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(tmp_path):
     assert not (tmp_path / WEIGHTS).exists()
 
 
+def test_a_batch_that_does_not_divide_into_pairs_is_refused(tmp_path):
+    experiment = tiny(batch_size=30)
+    with pytest.raises(ValueError, match="batch_size 30 is not a multiple of 4"):
+        train(experiment, 0, data.build(experiment.data, 0, CPU), World(0, 2, CPU), tmp_path)
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     experiment = tiny(batch_size=1024)
     with pytest.raises(ValueError, match="batch_size 1024 exceeds the 898 training images"):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from vmrepro import paths
 from vmrepro.specs.schema import DataSpec
 
-WORKERS = 8  # loader processes per training process
+WORKERS = min(8, os.cpu_count() or 1)  # loader processes per training process; torch seeds what timm draws from in each
 
 
 def folder() -> Path:
@@ -97,15 +96,7 @@ class ImageNet:
             batch_size,
             num_workers=WORKERS,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=_seed_worker,
             **options,
         )
         for images, labels in loader:
             yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
-
-
-def _seed_worker(_: int) -> None:
-    # timm's augmentation draws from these two; torch has already seeded this worker from the loader's generator.
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - timm reads this very generator

@@ -39,7 +39,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data, batch_size: int, world: World, precision: str) -> Score:
-    """The score of ``model`` on the test set of ``data``; each image is seen by exactly one process."""
+    """The score of ``model`` on the test set of ``data``; each image is seen by one process. Leaves the model in eval mode."""
     model.eval()
     dtype = next(model.parameters()).dtype
     counts = torch.zeros(3, dtype=torch.float64, device=world.device)

@@ -96,9 +96,15 @@ def train(
     """Train ``experiment`` to its end, from the checkpoint in ``folder`` if there is one.
 
     Leaves metrics.jsonl and weights.pt in ``folder``. ``teacher``: the frozen model of ``experiment.distill``.
-    ``report`` is called with each epoch's row. Raises TrainingDivergedError on a loss or gradient that is no number.
+    ``report`` is called with each epoch's row. Raises TrainingDivergedError on a loss or gradient that is no number, and
+    ValueError when the batch does not divide among the processes or exceeds the data.
     """
     spec = experiment.train
+    if spec.batch_size % (2 * world.size):
+        raise ValueError(
+            f"{experiment.id}: batch_size {spec.batch_size} is not a multiple of {2 * world.size}: "
+            f"each of {world.size} processes takes its share in pairs, which mixup mixes"
+        )
     torch.manual_seed(seed)
     model = VideoMamba(experiment.model, backend=backend).to(world.device, _dtype(spec.precision))
     optimiser = make_optimiser(model, spec)

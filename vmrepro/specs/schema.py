@@ -146,6 +146,14 @@ class AugmentSpec:
     switch_prob: float = 0.5  # chance of cutmix when both are on
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("random_erasing", "hflip", "mixup_prob", "switch_prob", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"AugmentSpec.{name} must lie in [0, 1], got {value!r}")
+        for name in ("mixup", "cutmix", "max_shift", "repeats"):
+            value = getattr(self, name)
+            _require(value >= 0, f"AugmentSpec.{name} must be zero or more, got {value!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
@@ -183,7 +191,13 @@ class TrainSpec:
         _choice("TrainSpec", "schedule", self.schedule, ("step", "epoch_lagged"))
         _choice("TrainSpec", "precision", self.precision, ("auto", "fp64", "fp32", "bf16"))
         _require(self.epochs > 0 and self.batch_size > 0, "TrainSpec.epochs and batch_size must be positive")
-        _require(self.warmup_epochs <= self.epochs, f"TrainSpec.warmup_epochs {self.warmup_epochs} exceeds epochs {self.epochs}")
+        for name in ("lr", "min_lr", "warmup_lr", "weight_decay"):
+            value = getattr(self, name)
+            _require(0.0 <= value < math.inf, f"TrainSpec.{name} must be a finite number, zero or more, got {value!r}")
+        _require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"TrainSpec.warmup_epochs must lie between 0 and epochs = {self.epochs}, got {self.warmup_epochs}",
+        )
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
 
@@ -220,6 +234,11 @@ class Experiment:
             f"{self.id}: the model has {self.model.num_classes} classes, the data {self.data.num_classes}",
         )
         if self.distill is not None:
+            stop = self.distill.stop_epoch
+            _require(
+                stop is None or 0 < stop < self.train.epochs,
+                f"{self.id}: DistillSpec.stop_epoch must lie inside the {self.train.epochs} epochs, got {stop}",
+            )
             want = self.distill.teacher.model.embed_dim
             _require(
                 self.model.distill_dim == want,
