@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vmrepro.report import figures
 from vmrepro.report.verdicts import Contrast, Ruling, rule
@@ -35,7 +36,8 @@ PANELS = {
     "(a) self-distillation": ("fig6_s", "fig6_m", "fig6_b", "fig6_m_distill", "fig6_b_distill"),
     "(b) early stopping": ("fig6_m", "fig6_m_distill", "fig6_m_distill_stopped"),
 }
-# One colour a size, after the colour-blind palette; a dash for "from scratch", dots for "stopped early".
+# One colour a size, after the colour-blind palette, and black where two of a size coincide; dashes for "from scratch".
+STOPPED_COLOUR = "black"
 COLOURS = dict(zip("SMB", (sns.color_palette("colorblind")[i] for i in (7, 0, 3)), strict=True))
 DASHES = {"fig6_m_distill": "-", "fig6_b_distill": "-", "fig6_m_distill_stopped": ":"}
 DATA = {
@@ -84,15 +86,17 @@ def draw(numbers: pd.DataFrame, tier: Tier) -> Figure:
             _draw_panel(axes, numbers, members)
             axes.set_title(title, loc="left", fontweight="bold")
             axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(frameon=False, loc="lower right", fontsize=8)
             sns.despine(ax=axes)
         stop = next(e.distill.stop_epoch for e in catalog.fig6(tier) if e.id == "fig6_m_distill_stopped")
         figure.axes[1].axvline(stop, color="0.6", linewidth=0.8, label="_stop")
-        figure.axes[1].annotate("teacher stops", (stop, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color="0.4")
+        beside = {"xytext": (-9, 0), "textcoords": "offset points", "rotation": 90, "fontsize": 7, "color": "0.4"}
+        figure.axes[1].annotate("teacher stops", (stop, 0.45), xycoords=("data", "axes fraction"), **beside)
         figure.axes[0].set_ylabel("test top-1 (%)")
         figure.axes[0].set_ylim(*_reading_range(numbers))
         seeds = numbers["seed"].nunique()
-        figure.suptitle(f"Fig. 6 at the {tier} tier, {seeds} seeds. {DATA[tier]}", fontsize=8, color="0.3")
+        figure.suptitle(f"Fig. 6 at the {tier} tier, {seeds} seeds: {DATA[tier]}", fontsize=8, color="0.3")
     return figure
 
 
@@ -100,14 +104,14 @@ def _draw_panel(axes: Axes, numbers: pd.DataFrame, members: Sequence[str]) -> No
     for name in members:
         by_epoch = numbers[numbers["experiment"] == name].groupby("epoch")["top1"]
         mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-        colour = COLOURS[LABELS[name][0]]
+        colour = STOPPED_COLOUR if name.endswith("_stopped") else COLOURS[LABELS[name][0]]
         axes.plot(mean.index, mean, DASHES.get(name, "--"), color=colour, linewidth=1.4, label=LABELS[name])
         axes.fill_between(mean.index, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def _reading_range(numbers: pd.DataFrame) -> tuple[float, float]:
-    """Limits of the accuracy axis: a fifth of the epochs may leave it at the bottom, so that the ends can be told apart."""
-    late = numbers[numbers["epoch"] > numbers["epoch"].max() / 5]["top1"]
+    """Limits of the accuracy axis: the first third of the epochs may leave it, so that the ends can be told apart."""
+    late = numbers[numbers["epoch"] > numbers["epoch"].max() / 3]["top1"]
     margin = 0.05 * (late.max() - late.min()) + 0.1
     return late.min() - margin, late.max() + margin
 

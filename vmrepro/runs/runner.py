@@ -54,6 +54,8 @@ def run(
     world = distributed.join("cpu" if device == "auto" and experiment.tier == "smoke" else device)
     say = print if world.leads else (lambda line: None)
     experiment = resolve(experiment, world.device)
+    if backend == "auto" and experiment.train.precision == "fp64":
+        backend = "chunked"  # the GPU's kernels compute in float32
     identifier = identify(experiment, seed)
     if (record := store.read(identifier)) is not None:
         say(f"{identifier}: reused, {record.metrics[-1]['top1']:.2f}% top-1 after {len(record.metrics)} epochs")
