@@ -87,9 +87,10 @@ def test_processes_share_the_seeds_and_give_the_same_records(store_folder, tmp_p
     assert [numbers(record) for record in apart] == [numbers(record) for record in alone]
 
 
-# Runs in a process of its own: every epoch is checkpointed, and slow enough to be killed in.
+# Runs in a process of its own: every epoch is checkpointed, draws chance, and is slow enough to be killed in.
 VICTIM = """
 import sys, time
+from dataclasses import replace
 from tests.runs.conftest import tiny
 from vmrepro.runs import train
 from vmrepro.runs.runner import run
@@ -100,7 +101,8 @@ def slowly(*arguments):
     time.sleep(float(sys.argv[1]))
     return epoch_of(*arguments)
 train._train_epoch = slowly
-run(tiny("fig6_m_distill_stopped", epochs=5, precision=sys.argv[2]), 0)
+student = tiny("fig6_m_distill_stopped", epochs=5, precision=sys.argv[2])
+run(replace(student, model=replace(student.model, drop_path_rate=0.3)), 0)
 """
 
 
