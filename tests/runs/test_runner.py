@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -146,3 +147,16 @@ def test_two_processes_that_ask_for_one_run_do_it_once(tmp_path):
     outputs = [process.communicate()[0].decode() for process in together]
     trained = [line for output in outputs for line in output.splitlines() if "trained" in line]
     assert sorted(line.split("-smoke")[0] for line in trained) == ["fig6_m_distill_stopped", "fig6_s"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="torch's choice of vector instructions is tried on x86")
+def test_float64_numbers_do_not_depend_on_the_processors_instructions(tmp_path, monkeypatch):
+    losses = []
+    for instructions in ("default", "avx2"):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", instructions)
+        assert start(tmp_path / instructions, 0.0, "fp64").wait() == 0
+        monkeypatch.setenv("VMREPRO_RUNS", str(tmp_path / instructions))
+        losses.append([row["test_loss"] for record in store.records() for row in record.metrics])
+    assert len(losses[0]) == 10
+    assert losses[0] == pytest.approx(losses[1], rel=1e-11)

@@ -31,9 +31,9 @@ class Digits:
         from sklearn.datasets import load_digits  # here, because it takes a second to import
 
         raw = load_digits()
-        images = torch.from_numpy(raw.images.astype(np.float32) / LEVELS).unsqueeze(1)
+        images = torch.from_numpy(raw.images / LEVELS).unsqueeze(1)
         mean, std = images[:TRAIN_IMAGES].mean(), images[:TRAIN_IMAGES].std()
-        images = (images - mean) / std
+        images = ((images - mean) / std).float()  # in float64 up to here, so that the rounding is the same everywhere
         if spec.img_size != images.shape[-1]:
             images = torch.nn.functional.interpolate(images, size=spec.img_size, mode="bilinear", antialias=True)
         labels = torch.from_numpy(raw.target.astype(np.int64))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def train(
             f"each of {world.size} processes takes its share in pairs, which mixup mixes"
         )
     torch.manual_seed(seed)
-    model = VideoMamba(experiment.model, backend=backend).to(world.device, _dtype(spec.precision))
+    with _made_in(_dtype(spec.precision)):
+        model = VideoMamba(experiment.model, backend=backend).to(world.device)
     optimiser = make_optimiser(model, spec)
     progress = _load(folder / CHECKPOINT, model, optimiser, world.device)
     objectives = _Objectives(experiment, model, teacher, world)
@@ -209,6 +211,17 @@ def _train_epoch(experiment, seed, epoch, data, world, objectives, optimiser, fo
     row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"], "train_loss": total}
     row |= {"feature_loss": feature} if feature else {}
     return row | {"data_wait": round(waited / (time.perf_counter() - started), 3)}
+
+
+@contextlib.contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters are drawn in ``dtype``: drawn in float32 and widened, their last bits would depend on the processor."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _dtype(precision: str) -> torch.dtype:
