@@ -6,7 +6,7 @@ import torch
 from tests.ops.cuda_emulator import emulated, needs_compiler
 from tests.ops.oracle import judge, outputs_and_gradients, scan_inputs
 from vmrepro.ops import ScanInputs, bidirectional_scan, cuda, selective_scan
-from vmrepro.ops.cuda import scan
+from vmrepro.ops.cuda import layout, scan
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_compiler]
 
@@ -68,11 +68,20 @@ def test_two_directions_without_a_gate_at_odd_addresses(emulator):
 @pytest.mark.parametrize("length", [33, 100])
 def test_time_cut_in_parts(folder, monkeypatch, length):
     monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
-    with emulated(folder, multiprocessors=4) as emulator:
+    with emulated(folder, multiprocessors=16) as emulator:
         judge(
             call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, "near_one"), torch.bfloat16, "cpu"
         )
     assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
+
+
+@pytest.mark.parametrize(
+    ("channels", "sequences", "lanes"),
+    [(384, 128, 128), (384, 64, 64), (1152, 32, 64), (384, 88, 128), (384, 44, 128), (384, 20, 64)],
+)
+def test_blocks_are_as_large_as_keeps_132_multiprocessors_equally_busy(channels, sequences, lanes):
+    config = layout.Config(torch.bfloat16, 16)
+    assert layout.balanced(config, channels, sequences, 132).lanes == lanes
 
 
 @pytest.mark.parametrize(("state", "reverse", "dtype"), [(64, True, torch.bfloat16), (8, False, torch.float16)])

@@ -26,7 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmrepro.ops import ScanInputs, add_rms_norm, bidirectional_conv, bidirectional_scan, causal_conv1d, selective_scan
+from vmrepro.ops import (
+    MixerWay,
+    ScanInputs,
+    add_norm_mix,
+    add_rms_norm,
+    bidirectional_conv,
+    bidirectional_scan,
+    causal_conv1d,
+    selective_scan,
+)
 
 EPS = 1e-5  # of both norms (released constructor, norm_epsilon)
 
@@ -67,6 +76,11 @@ def make_norm(kind: Literal["rms", "layer"], width: int, *, backend: str = "auto
     return RMSNorm(width, backend=backend) if kind == "rms" else LayerNorm(width)
 
 
+def scale_samples(hidden: Tensor, factors: Tensor | None) -> Tensor:
+    """hidden (batch, ...) times a factor for each sample, (batch,), or as it is without factors."""
+    return hidden if factors is None else hidden * factors.to(hidden.dtype).view(-1, *(1,) * (hidden.ndim - 1))
+
+
 class DropPath(nn.Module):
     """Zeroes whole samples with probability ``rate`` while training and scales the others by 1/(1 - rate), as timm's does."""
 
@@ -76,11 +90,14 @@ class DropPath(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """A tensor like hidden, (batch, ...)."""
+        return scale_samples(hidden, self.draw(hidden))
+
+    def draw(self, hidden: Tensor) -> Tensor | None:
+        """A factor for each sample of hidden, (batch,), in at least float32: 0 or 1/(1 - rate); None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
-            return hidden
+            return None
         keep = 1.0 - self.rate
-        mask = hidden.new_empty(hidden.shape[0], *(1,) * (hidden.ndim - 1)).bernoulli_(keep)
-        return hidden * mask.div_(keep)
+        return widen(hidden.new_empty(len(hidden)).bernoulli_(keep)).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -148,6 +165,12 @@ class BiMambaMixer(nn.Module):
         y = bidirectional_scan(self._scan_inputs(u_f, ""), self._scan_inputs(u_b, "_b"), z, backend=self.backend)
         return self.out_proj(y)
 
+    def way(self, end: str) -> MixerWay:
+        """The parameters of the forward direction (``end`` "") or the backward one ("_b")."""
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{end}") for name in ("conv1d", "x_proj", "dt_proj"))
+        matrices = (x_proj.weight, dt_proj.weight, dt_proj.bias, getattr(self, f"A{end}_log"), getattr(self, f"D{end}"))
+        return MixerWay(conv.weight.squeeze(1), conv.bias, *matrices)
+
     def _scan_inputs(self, u: Tensor, end: str) -> ScanInputs:
         """What one direction's scan reads, from u (batch, length, di)."""
         dt_proj: nn.Linear = getattr(self, f"dt_proj{end}")
@@ -173,7 +196,25 @@ class Block(nn.Module):
         self.norm = make_norm(norm, d_model, backend=backend)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(mixer output, new residual), each (batch, length, d); without a residual, as in block 0, hidden starts it."""
-        normed, residual = self.norm(self.drop_path(hidden), residual)
+    def forward(self, hidden: Tensor, residual: Tensor | None = None, *, reuse: bool = False) -> tuple[Tensor, Tensor]:
+        """(mixer output, new residual), each (batch, length, d); without a residual, as in block 0, hidden starts it.
+
+        reuse: where no gradient is wanted, the results may be written over hidden and residual.
+        """
+        keep = self.drop_path.draw(hidden)
+        if (whole := self._at_once(hidden, residual, keep, reuse)) is not None:
+            return whole
+        normed, residual = self.norm(scale_samples(hidden, keep), residual)
         return self.mixer(normed), residual
+
+    def _at_once(
+        self, hidden: Tensor, residual: Tensor | None, keep: Tensor | None, reuse: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same by one operator, or None where there is none for this block on this device."""
+        mixer = self.mixer
+        biased = mixer.in_proj.bias is not None or mixer.out_proj.bias is not None or mixer.conv1d.bias is None
+        if biased or not mixer.bidirectional or not isinstance(self.norm, RMSNorm):
+            return None
+        parameters = (self.norm.weight, EPS, mixer.in_proj.weight, mixer.out_proj.weight, mixer.way(""), mixer.way("_b"))
+        options = {"keep": keep, "reuse": reuse, "backend": mixer.backend}
+        return add_norm_mix(hidden, residual, *parameters, **options)

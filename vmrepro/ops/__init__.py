@@ -5,7 +5,7 @@ in speed, never in the function: ``vmrepro.ops.reference`` defines it, and what 
 taken from that definition. ``reverse`` runs from the end of time; no operator needs a flipped copy.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,22 @@ from torch import Tensor
 
 from vmrepro.ops import reference
 from vmrepro.ops.reference import ScanInputs
-from vmrepro.ops.registry import BACKENDS, BackendUnavailableError, available_backends, provided, resolve_backend
+from vmrepro.ops.registry import (
+    BACKENDS,
+    BackendUnavailableError,
+    available_backends,
+    candidates,
+    first_that_takes,
+    implementation,
+    resolve_backend,
+)
 
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "MixerWay",
     "ScanInputs",
+    "add_norm_mix",
     "add_rms_norm",
     "available_backends",
     "bidirectional_conv",
@@ -55,9 +65,12 @@ def selective_scan(
     Raises ValueError when the shapes do not fit together or A is narrower than float32.
     """
     check_scan(ScanInputs(u, delta, A, B, C, D, delta_bias), z)
-    scan = provided("selective_scan", backend, u.device)
     options = {"delta_softplus": delta_softplus, "reverse": reverse, "return_last_state": return_last_state}
-    return scan(u, delta, A, B, C, D, z, delta_bias, **options)
+
+    def scan(name: str):
+        return implementation("selective_scan", name)(u, delta, A, B, C, D, z, delta_bias, **options)
+
+    return first_that_takes(backend, u.device, scan)
 
 
 def bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tensor | None, *, backend: str = "auto") -> Tensor:
@@ -70,10 +83,14 @@ def bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tensor | No
     check_scan(backward, z)
     if forward.u.shape != backward.u.shape:
         raise ValueError(f"the two directions differ in shape: {tuple(forward.u.shape)} and {tuple(backward.u.shape)}")
-    if (fused := provided("bidirectional_scan", backend, forward.u.device)) is not None:
+    return first_that_takes(backend, forward.u.device, lambda name: _bidirectional_scan(name, forward, backward, z))
+
+
+def _bidirectional_scan(name: str, forward: ScanInputs, backward: ScanInputs, z: Tensor | None) -> Tensor:
+    if (fused := implementation("bidirectional_scan", name)) is not None:
         return fused(forward, backward, z)
     wide = torch.promote_types(forward.u.dtype, torch.float32)
-    scan = provided("selective_scan", backend, forward.u.device)
+    scan = implementation("selective_scan", name)
     y_f, y_b = (
         scan(i.u.to(wide), i.delta, i.A, i.B, i.C, i.D, None, i.delta_bias, delta_softplus=True, reverse=reverse)
         for i, reverse in ((forward, False), (backward, True))
@@ -99,8 +116,12 @@ def causal_conv1d(
     Raises ValueError when the shapes do not fit together or the activation is unknown.
     """
     _check_conv(x, weight, bias, activation)
-    conv = provided("causal_conv1d", backend, x.device) or reference.causal_conv1d
-    return conv(x, weight, bias, activation=activation, reverse=reverse)
+
+    def conv(name: str) -> Tensor:
+        own = implementation("causal_conv1d", name) or reference.causal_conv1d
+        return own(x, weight, bias, activation=activation, reverse=reverse)
+
+    return first_that_takes(backend, x.device, conv)
 
 
 def bidirectional_conv(
@@ -112,10 +133,14 @@ def bidirectional_conv(
     """
     _check_conv(x, weight_f, bias_f, "silu")
     _check_conv(x, weight_b, bias_b, "silu")
-    if (fused := provided("bidirectional_conv", backend, x.device)) is not None:
-        return fused(x, weight_f, bias_f, weight_b, bias_b)
-    conv = provided("causal_conv1d", backend, x.device) or reference.causal_conv1d
-    return conv(x, weight_f, bias_f, activation="silu"), conv(x, weight_b, bias_b, activation="silu", reverse=True)
+
+    def convs(name: str) -> tuple[Tensor, Tensor]:
+        if (fused := implementation("bidirectional_conv", name)) is not None:
+            return fused(x, weight_f, bias_f, weight_b, bias_b)
+        conv = implementation("causal_conv1d", name) or reference.causal_conv1d
+        return conv(x, weight_f, bias_f, activation="silu"), conv(x, weight_b, bias_b, activation="silu", reverse=True)
+
+    return first_that_takes(backend, x.device, convs)
 
 
 def add_rms_norm(
@@ -129,8 +154,50 @@ def add_rms_norm(
     if weight.shape != hidden.shape[-1:] or (residual is not None and residual.shape != hidden.shape):
         shapes = f"hidden {tuple(hidden.shape)}, residual {_shape(residual)}, weight {_shape(weight)}"
         raise ValueError(f"expected residual (..., channels) as hidden and weight (channels,), got {shapes}")
-    norm = provided("add_rms_norm", backend, hidden.device) or reference.add_rms_norm
-    return norm(hidden, residual, weight, eps)
+
+    def norm(name: str) -> tuple[Tensor, Tensor]:
+        return (implementation("add_rms_norm", name) or reference.add_rms_norm)(hidden, residual, weight, eps)
+
+    return first_that_takes(backend, hidden.device, norm)
+
+
+class MixerWay(NamedTuple):
+    """The parameters of one direction of a two-way mixer (``vmrepro.models.blocks`` has the letters)."""
+
+    conv_weight: Tensor  # (di, width)
+    conv_bias: Tensor  # (di,)
+    x_proj: Tensor  # (R + 2N, di)
+    dt_proj: Tensor  # (di, R)
+    dt_bias: Tensor  # (di,)
+    A_log: Tensor  # (di, N), the logarithm of -A
+    D: Tensor  # (di,)
+
+
+def add_norm_mix(
+    hidden: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    forward: MixerWay,
+    backward: MixerWay,
+    *,
+    keep: Tensor | None = None,
+    reuse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor] | None:
+    """A whole block at once, (mixed tokens, residual stream in float32), or None where the backend has no kernel for it.
+
+    What it computes is what ``vmrepro.models.blocks.Block`` composes of the operators above, in the type of autocast if that
+    is on. hidden, residual: (batch, length, d). norm_weight: (d,). in_proj: (2di, d). out_proj: (d, di). keep: a factor of
+    hidden for each sample, (batch,) in float32. reuse: where no gradient is wanted, the results may be written
+    over hidden and the residual, which saves that much memory.
+    """
+    name = candidates(backend, hidden.device)[0]
+    if (fused := implementation("add_norm_mix", name)) is None:
+        return None
+    return fused(hidden, residual, norm_weight, eps, in_proj, out_proj, forward, backward, keep, reuse)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

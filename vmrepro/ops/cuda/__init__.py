@@ -6,7 +6,7 @@ What was measured stands in ``vmrepro/ops/NOTES.md``. These are not differentiab
 import torch
 from torch import Tensor
 
-from vmrepro.ops.cuda import driver, fused, scan
+from vmrepro.ops.cuda import block, driver, fused, scan
 from vmrepro.ops.cuda.layout import IO, STATES
 
 
@@ -100,6 +100,43 @@ def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: f
     residual = None if residual is None else residual.contiguous()
     normed, stream, _ = fused.norm_forward(hidden.contiguous(), residual, weight.float().contiguous(), eps)
     return normed, stream
+
+
+def add_norm_mix(
+    hidden: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    forward: tuple,
+    backward: tuple,
+    keep: Tensor | None,
+    reuse: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """The pair of ``vmrepro.ops.add_norm_mix``, or None for what the kernels do not take together."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    if not block.takes(hidden, residual, dtype, forward):
+        return None
+    ways = []
+    for way in (forward, backward):
+        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D = way
+        plain = [t.float().contiguous() for t in (conv_weight, conv_bias, dt_bias, D)]
+        ways += [*plain[:2], x_proj, dt_proj, plain[2], -torch.exp(A_log.float()), plain[3]]
+    hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
+    parameters = (norm_weight.float().contiguous(), eps, in_proj, out_proj, ways)
+    leaves = (hidden, residual, norm_weight, in_proj, out_proj, *ways)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+        return block.block_forward(hidden, residual, keep, *parameters, dtype)[:2]
+    if keep is not None:
+        hidden = hidden * keep.to(hidden.dtype).view(-1, 1, 1)
+    if reuse and residual is not None and hidden.dtype == dtype:
+        block.block_infer_in_place(hidden, residual, *parameters)
+        return hidden, residual
+    # The first stream is hidden itself where that is in float32.
+    in_hidden = reuse and residual is None and hidden.dtype == torch.float32
+    mixed, stream = block.block_infer(hidden, residual, *parameters, dtype, in_hidden)
+    return mixed, hidden if in_hidden else stream
 
 
 def _parameter(value: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:

@@ -23,10 +23,10 @@ class ConvArgs(ctypes.Structure):
         ("x", Pointer),
         ("x_batch", Stride),
         ("x_time", Stride),
-        *(
-            (name, Pointer)
-            for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx", "parameters")
-        ),
+        *((name, Pointer) for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx")),
+        ("dx_batch", Stride),
+        ("dx_time", Stride),
+        ("parameters", Pointer),
         ("length", Int),
         ("channels", Int),
     )
@@ -34,7 +34,9 @@ class ConvArgs(ctypes.Structure):
 
 class NormArgs(ctypes.Structure):
     _fields_ = (
-        *((name, Pointer) for name in ("hidden", "residual", "weight", "normed", "stream", "scale")),
+        *((name, Pointer) for name in ("hidden", "residual", "weight", "keep")),
+        ("sample_rows", Stride),
+        *((name, Pointer) for name in ("normed", "stream", "scale")),
         *((name, Pointer) for name in ("dnormed", "dstream", "dhidden", "dresidual", "dweight")),
         ("rows", Stride),
         ("eps", ctypes.c_float),
@@ -44,13 +46,14 @@ class NormArgs(ctypes.Structure):
 
 def _conv(kernel: str, x: Tensor, taps: list[Tensor], **pointers: Tensor) -> None:
     batch, length, channels = x.shape
-    strides = (*x.stride()[:2], channels)
-    pair = x.data_ptr() % (2 * x.itemsize) == 0 and all(stride % 2 == 0 for stride in strides)
+    dx = pointers.get("dx", x)
+    strides = (*x.stride()[:2], *dx.stride()[:2])
+    aligned = all(t.data_ptr() % (2 * t.itemsize) == 0 for t in (x, dx))
+    pair = aligned and all(stride % 2 == 0 for stride in (*strides, channels))
     pack, width = (2 if pair else 1), taps[0].shape[1]
     names = dict(zip(("weight_f", "bias_f", "weight_b", "bias_b"), taps, strict=True)) | pointers | {"x": x}
-    args = ConvArgs(
-        x_batch=strides[0], x_time=strides[1], length=length, channels=channels, **{k: t.data_ptr() for k, t in names.items()}
-    )
+    numbers = dict(zip(("x_batch", "x_time", "dx_batch", "dx_time"), strides, strict=True))
+    args = ConvArgs(length=length, channels=channels, **numbers, **{name: t.data_ptr() for name, t in names.items()})
     defines = (("IO", IO[x.dtype]), ("WIDTH", width), ("PACK", pack), ("THREADS", CONV_THREADS), ("TILE", CONV_TILE))
     grid = (-(-channels // (CONV_THREADS * pack)), -(-length // CONV_TILE), batch)
     driver.launch(("intrinsics.cu", "io.cu", "conv.cu"), kernel, defines, grid, CONV_THREADS, 0, args, x.device)
@@ -77,12 +80,16 @@ def conv_backward(
     dout_f: Tensor, dout_b: Tensor, x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(dx, (2, width + 1, channels) with the gradients of the taps and, last, of the bias of each direction)."""
-    (batch, length, channels), width = x.shape, weight_f.shape[1]
     dx = x.new_empty(x.shape)
-    parameters = weight_f.new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
-    taps = [weight_f, bias_f, weight_b, bias_b]
+    return dx, conv_backward_into(dx, dout_f, dout_b, x, [weight_f, bias_f, weight_b, bias_b])
+
+
+def conv_backward_into(dx: Tensor, dout_f: Tensor, dout_b: Tensor, x: Tensor, taps: list[Tensor]) -> Tensor:
+    """Fills dx, which may be a part of wider rows, and returns the gradients of the parameters as ``conv_backward`` does."""
+    (batch, length, channels), width = x.shape, taps[0].shape[1]
+    parameters = taps[0].new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
     _conv("conv_backward", x, taps, dout_f=dout_f, dout_b=dout_b, dx=dx, parameters=parameters)
-    return dx, parameters.sum(0)
+    return parameters.sum(0)
 
 
 def _conv_setup(ctx, inputs, output):
@@ -98,15 +105,17 @@ def _conv_backward(ctx, dout_f, dout_b):
 differentiable(conv_forward, _conv_backward, _conv_setup)
 
 
-def _norm(kernel: str, blocks: int, shared: int, like: Tensor, eps: float, **pointers: Tensor | None) -> None:
-    channels = like.shape[-1]
+def _norm(kernel: str, like: Tensor, *, eps: float = 0.0, blocks: int = 0, **pointers: Tensor | None) -> None:
+    """Launch a kernel of norm.cu on rows of like's type and shape; a warp takes a row, or with ``blocks`` every so many rows."""
+    channels, keep = like.shape[-1], pointers.get("keep")
+    rows = like.numel() // channels
     addresses = {name: tensor.data_ptr() for name, tensor in pointers.items() if tensor is not None}
-    quads = channels % 4 == 0 and all(address % 16 == 0 for address in addresses.values())
-    args = NormArgs(rows=like.numel() // channels, eps=eps, channels=channels, **addresses)
+    quads = channels % 4 == 0 and all(address % 16 == 0 for name, address in addresses.items() if name != "keep")
+    args = NormArgs(rows=rows, eps=eps, channels=channels, sample_rows=1 if keep is None else rows // len(keep), **addresses)
     defines = (("IO", IO[like.dtype]), ("PIECES", -(-channels // NORM_PIECE)), ("QUADS", int(quads)))
-    driver.launch(
-        ("intrinsics.cu", "io.cu", "norm.cu"), kernel, defines, (blocks, 1, 1), 32 * NORM_WARPS, shared, args, like.device
-    )
+    shared = NORM_WARPS * channels * 4 if blocks else 0
+    grid = (blocks or -(-rows // NORM_WARPS), 1, 1)
+    driver.launch(("intrinsics.cu", "io.cu", "norm.cu"), kernel, defines, grid, 32 * NORM_WARPS, shared, args, like.device)
 
 
 def _norm_forward_shapes(hidden, residual, weight, eps):
@@ -117,41 +126,56 @@ def _norm_forward_shapes(hidden, residual, weight, eps):
 @operator(fake=_norm_forward_shapes)
 def norm_forward(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(normed in hidden's type, the stream in float32, the scale of each row in float32)."""
-    normed, stream = torch.empty_like(hidden), torch.empty_like(hidden, dtype=torch.float32)
-    scale = stream.new_empty(hidden.shape[:-1])
-    blocks = -(-scale.numel() // NORM_WARPS)
-    _norm(
-        "norm_forward",
-        blocks,
-        0,
-        hidden,
-        eps,
-        hidden=hidden,
-        residual=residual,
-        weight=weight,
-        normed=normed,
-        stream=stream,
-        scale=scale,
-    )
+    stream = torch.empty_like(hidden, dtype=torch.float32)
+    normed, scale = norm_into(stream, hidden, residual, weight, eps)
     return normed, stream, scale
 
 
-def _norm_backward_shapes(dnormed, dstream, stream, scale, weight, two):
+def norm_into(
+    stream: Tensor | None, hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Fills the stream, which may be the residual itself or not be wanted, and returns (normed, scale) as ``norm_forward`` does.
+
+    keep: a factor of hidden for each sample, (samples,) in float32, or None for ones.
+    """
+    normed, scale = torch.empty_like(hidden), weight.new_empty(hidden.shape[:-1])
+    pointers = {"hidden": hidden, "residual": residual, "weight": weight, "keep": keep}
+    _norm("norm_forward", hidden, eps=eps, **pointers, normed=normed, stream=stream, scale=scale)
+    return normed, scale
+
+
+def norm_again(stream: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The normed rows in ``dtype`` once more, from the stream and the scale that ``norm_forward`` left."""
+    normed = torch.empty_like(stream, dtype=dtype)
+    _norm("norm_again", normed, weight=weight, stream=stream, scale=scale, normed=normed)
+    return normed
+
+
+def _norm_backward_shapes(dnormed, dstream, stream, scale, weight, two, keep=None):
     return torch.empty_like(dnormed), stream.new_empty(stream.shape if two else 0), torch.empty_like(weight)
 
 
 @operator(fake=_norm_backward_shapes)
 def norm_backward(
-    dnormed: Tensor, dstream: Tensor | None, stream: Tensor, scale: Tensor, weight: Tensor, two: bool
+    dnormed: Tensor,
+    dstream: Tensor | None,
+    stream: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    two: bool,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dhidden in dnormed's type, the same in float32 for the residual if there are ``two`` inputs, else empty, dweight)."""
+    """(dhidden in dnormed's type, the same in float32 for the residual if there are ``two`` inputs, else empty, dweight).
+
+    keep: as in ``norm_into``.
+    """
     channels = dnormed.shape[-1]
     blocks = min(NORM_BACKWARD_BLOCKS, -(-scale.numel() // NORM_WARPS))
     dhidden, dresidual = torch.empty_like(dnormed), stream.new_empty(stream.shape if two else 0)
     parts = weight.new_empty((blocks, channels))
     pointers = {"weight": weight, "stream": stream, "scale": scale, "dnormed": dnormed, "dstream": dstream, "dhidden": dhidden}
-    pointers |= {"dresidual": dresidual if two else None, "dweight": parts}
-    _norm("norm_backward", blocks, NORM_WARPS * channels * 4, dnormed, 0.0, **pointers)
+    pointers |= {"dresidual": dresidual if two else None, "dweight": parts, "keep": keep}
+    _norm("norm_backward", dnormed, blocks=blocks, **pointers)
     return dhidden, dresidual, parts.sum(0)
 
 

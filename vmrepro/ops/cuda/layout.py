@@ -1,7 +1,7 @@
 """What the scan's kernels are given: parameters as C structures, field by field as in scan_*.cu, and compile-time sizes."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -11,6 +11,8 @@ PER_DIRECTION = 7
 IO = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 STATES = (8, 16, 32, 64)
 MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
+# What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
+BLOCK_TIMES = {128: (0.339, 0.619), 64: (0.240, 0.370, 0.540, 0.712)}
 GROUP = 4  # steps of the forward pass whose step sizes are computed together
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
@@ -54,6 +56,8 @@ class GateArgs(ctypes.Structure):
         *_fields(Pointer, "dout z ungated"),
         *_fields(Stride, "z_batch z_time"),
         *_fields(Pointer, "dungated dz"),
+        *_fields(Stride, "dz_batch dz_time"),
+        *_fields(Pointer, "out"),
         *_fields(Stride, "count"),
         *_fields(Int, "length channels"),
     )
@@ -74,13 +78,14 @@ class ChainArgs(ctypes.Structure):
 @dataclass(frozen=True)
 class Config:
     """Compile-time sizes for operands of ``dtype`` and ``state`` states; ``vector``: all rows of u, delta and z are made of
-    aligned 16-byte pieces; ``words``: those of B and C of aligned words."""
+    aligned 16-byte pieces; ``words``: those of B and C of aligned words; ``widest``: channels of a block at most."""
 
     dtype: torch.dtype
     state: int
     softplus: bool = True
     vector: bool = True
     words: bool = True
+    widest: int = 128
 
     @property
     def matrix_units(self) -> bool:
@@ -94,7 +99,7 @@ class Config:
     @property
     def lanes(self) -> int:
         """Channels of a block."""
-        return 64 if self.state > 32 else 128
+        return 64 if self.state > 32 else self.widest
 
     @property
     def chunk(self) -> int:
@@ -109,7 +114,7 @@ class Config:
     @property
     def forward_blocks(self) -> int:
         """Blocks of the forward kernel, of one direction, on a multiprocessor; more would starve its loop of registers."""
-        return 4 if self.matrix_units else 2
+        return 512 // self.lanes if self.matrix_units else 2
 
     @property
     def backward_blocks(self) -> int:
@@ -129,6 +134,25 @@ class Config:
 
 
 _config = cache(Config)
+
+
+def pass_times(channels: int, sequences: int, multiprocessors: int) -> dict[int, float]:
+    """What a two-way forward pass takes with blocks of so many channels, by channels of a block, in relative units.
+
+    The multiprocessor with most blocks sets the time; ``BLOCK_TIMES`` says what it takes for them.
+    """
+    times = {}
+    for lanes, together in BLOCK_TIMES.items():
+        blocks = -(-(-(-channels // lanes) * sequences) // multiprocessors)
+        rounds, rest = divmod(blocks, len(together))
+        times[lanes] = rounds * together[-1] + (together[rest - 1] if rest else 0.0)
+    return times
+
+
+def balanced(config: Config, channels: int, sequences: int, multiprocessors: int) -> Config:
+    """The same with as many channels a block as ``pass_times`` finds fastest."""
+    times = pass_times(channels, sequences, multiprocessors)
+    return replace(config, widest=min(times, key=times.get))
 
 
 @cache
@@ -152,11 +176,11 @@ def configure(inputs: list[Tensor], z: Tensor | None, softplus: bool) -> Config:
     u, A = inputs[:3:2]
     rows = [t for i, t in enumerate(inputs) if i % PER_DIRECTION < 2] + ([] if z is None else [z])
     projections = [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
-    vector = _aligned(rows, 16) and u.shape[2] * u.itemsize % 16 == 0
-    return _config(u.dtype, A.shape[1], softplus, vector, _aligned(projections, 4))
+    vector = aligned(rows, 16) and u.shape[2] * u.itemsize % 16 == 0
+    return _config(u.dtype, A.shape[1], softplus, vector, aligned(projections, 4))
 
 
-def _aligned(tensors: list[Tensor], size: int) -> bool:
+def aligned(tensors: list[Tensor], size: int) -> bool:
     """Whether every row of every tensor (batch, length, n) starts at a multiple of ``size`` bytes."""
     return all(t.data_ptr() % size == 0 and all(step * t.itemsize % size == 0 for step in t.stride()[:2]) for t in tensors)
 

@@ -3,6 +3,8 @@
 //
 //     scale * (v - xhat * mean(v * xhat)) + dstream      where xhat = stream * scale
 //
+// Hidden may be scaled, sample by sample, before it is added: stochastic depth.
+//
 // Compile-time: IO, PIECES of 128 channels in a row, QUADS 1 where a lane takes four neighbouring channels, else strided ones.
 // A warp takes a row; WARPS warps a block.
 
@@ -12,8 +14,10 @@ struct NormArgs {
     const io_t *hidden;     // (rows, channels)
     const float *residual;  // (rows, channels) or null
     const float *weight;    // (channels)
+    const float *keep;      // (samples): factor of hidden, or null for 1
+    i64 sample_rows;        // rows of a sample
     io_t *normed;
-    float *stream;  // (rows, channels)
+    float *stream;  // (rows, channels), or null where it is hidden unchanged
     float *scale;   // (rows)
     const io_t *dnormed;   // backward only, as all below
     const float *dstream;  // (rows, channels) or null
@@ -85,14 +89,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_forward(const __gr
     float x[PIECES][4], other[PIECES][4], squares = 0.f;
     load_row(x, p.hidden + at, p.channels, lane);
     if (p.residual) load_row(other, p.residual + at, p.channels, lane);
+    float keep = p.keep ? p.keep[row / p.sample_rows] : 1.f;
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece)
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
+            x[piece][k] *= keep;
             if (p.residual) x[piece][k] += other[piece][k];
             squares += x[piece][k] * x[piece][k];
         }
-    store_row(p.stream + at, x, p.channels, lane);
+    if (p.stream) store_row(p.stream + at, x, p.channels, lane);
     load_row(other, p.weight, p.channels, lane);
     float scale = rsqrtf(warp_sum(squares) / p.channels + p.eps);
     if (lane == 0) p.scale[row] = scale;
@@ -100,6 +106,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_forward(const __gr
     for (int piece = 0; piece < PIECES; ++piece)
 #pragma unroll
         for (int k = 0; k < 4; ++k) x[piece][k] *= scale * other[piece][k];
+    store_row(p.normed + at, x, p.channels, lane);
+}
+
+// normed once more, from what the forward pass left.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_again(const __grid_constant__ NormArgs p) {
+    int lane = threadIdx.x % 32;
+    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32, at = row * p.channels;
+    if (row >= p.rows) return;
+    float x[PIECES][4], weight[PIECES][4], scale = p.scale[row];
+    load_row(x, p.stream + at, p.channels, lane);
+    load_row(weight, p.weight, p.channels, lane);
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) x[piece][k] *= scale * weight[piece][k];
     store_row(p.normed + at, x, p.channels, lane);
 }
 
@@ -135,8 +156,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_backward(const __g
 #pragma unroll
                 for (int k = 0; k < 4; ++k) d[piece][k] += x[piece][k];
         }
-        store_row(p.dhidden + at, d, p.channels, lane);
         if (p.dresidual) store_row(p.dresidual + at, d, p.channels, lane);
+        if (p.keep) {
+            float keep = p.keep[row / p.sample_rows];
+#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece)
+#pragma unroll
+                for (int k = 0; k < 4; ++k) d[piece][k] *= keep;
+        }
+        store_row(p.dhidden + at, d, p.channels, lane);
     }
     store_row(parts + warp * p.channels, dweight, p.channels, lane);
     __syncthreads();

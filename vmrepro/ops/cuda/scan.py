@@ -21,6 +21,8 @@ from vmrepro.ops.cuda.layout import (
     GateArgs,
     Gradients,
     SummaryArgs,
+    aligned,
+    balanced,
     configure,
     defines,
     directions,
@@ -30,6 +32,8 @@ from vmrepro.ops.cuda.operators import differentiable, operator
 THREADS = 256  # of the elementwise kernels
 # A shorter split would spend more on joining than it gains.
 MIN_SPLIT_SEGMENTS = 4
+# Blocks of one direction that keep a multiprocessor busy.
+FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 
 
 def _launch(
@@ -47,10 +51,16 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _splits(config: Config, u: Tensor, blocks: int, per_multiprocessor: int) -> tuple[int, int]:
-    """(parts in which to cut time, segments of a part): one part if ``blocks`` keep at least half the GPU busy."""
-    segments, slots = _ceil(u.shape[1], config.segment), driver.multiprocessors(u.device) * per_multiprocessor
-    wanted = 1 if 2 * blocks > slots else max(1, min(slots // blocks, segments // MIN_SPLIT_SEGMENTS))
+def _splits(config: Config, u: Tensor, blocks: int, per_multiprocessor: int, enough: int) -> tuple[int, int]:
+    """(parts in which to cut time, segments of a part), for so many ``blocks`` of one direction.
+
+    A part costs nearly as much again to find what enters it, so time stays whole if the blocks fill half of the GPU, of which
+    ``enough`` on a multiprocessor keep it busy.
+    """
+    segments, multiprocessors = _ceil(u.shape[1], config.segment), driver.multiprocessors(u.device)
+    slots = multiprocessors * per_multiprocessor
+    whole = 2 * blocks >= multiprocessors * enough
+    wanted = 1 if whole else max(1, min(slots // blocks, segments // MIN_SPLIT_SEGMENTS))
     split = _ceil(segments, wanted)
     return _ceil(segments, split), split
 
@@ -82,7 +92,7 @@ def _entering(
     return states
 
 
-def _saved(inputs: list[Tensor], z: Tensor | None, save: bool, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+def room_to_save(inputs: list[Tensor], z: Tensor | None, save: bool, last: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the sum before the gate, the states entering each segment, and the last state; empty where not wanted."""
     u, A = inputs[:3:2]
     (batch, length, channels), config = u.shape, Config(u.dtype, A.shape[1])
@@ -93,7 +103,7 @@ def _saved(inputs: list[Tensor], z: Tensor | None, save: bool, last: bool) -> tu
 
 
 def _scan_forward_shapes(inputs, z, softplus, reverse, save, last):
-    return inputs[0].new_empty(inputs[0].shape), *_saved(inputs, z, save, last)
+    return inputs[0].new_empty(inputs[0].shape), *room_to_save(inputs, z, save, last)
 
 
 @operator(fake=_scan_forward_shapes)
@@ -104,11 +114,14 @@ def scan_forward(
     u, ways = inputs[0], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
     out = u.new_empty(u.shape)
-    ungated, states, last_state = _saved(inputs, z, save, last)
+    ungated, states, last_state = room_to_save(inputs, z, save, last)
     config = configure(inputs, z, softplus)
     blocks = _ceil(channels, config.lanes)
-    parts, split = _splits(config, u, blocks * batch * ways, config.forward_blocks)
+    parts, split = _splits(config, u, blocks * batch * ways, config.forward_blocks, FORWARD_ENOUGH)
     initial = _entering(inputs, config, reverse, parts, split, None)
+    if parts == 1 and ways == 2:
+        config = balanced(config, channels, batch, driver.multiprocessors(u.device))
+        blocks = _ceil(channels, config.lanes)
     gate = (None, 0, 0) if z is None else (z.data_ptr(), *z.stride()[:2])
     pointers = (out.data_ptr(), *map(_pointer, (ungated, states, initial, last_state)))
     args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, split)
@@ -119,13 +132,16 @@ def scan_forward(
     return out, ungated, states, last_state
 
 
-def _gate_backward(dout: Tensor, z: Tensor, ungated: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """(gradient before the gate, dz)."""
-    dy, dz = torch.empty_like(dout), torch.empty_like(dout)
+def gate_backward(
+    dout: Tensor, z: Tensor, ungated: Tensor, dz: Tensor | None = None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(gradient before the gate, dz); fills dz, a part of wider rows, and out, the gated product, where they are given."""
+    dy, dz = torch.empty_like(dout), torch.empty_like(dout) if dz is None else dz
     pointers = (dout.data_ptr(), z.data_ptr(), ungated.data_ptr(), *z.stride()[:2], dy.data_ptr(), dz.data_ptr())
-    args = GateArgs(*pointers, dout.numel(), *dout.shape[1:])
-    macros = (("IO", IO[dout.dtype]), ("VECTOR", int(config.vector)))
-    pieces = dout.numel() // (16 // dout.itemsize if config.vector else 1)
+    args = GateArgs(*pointers, *dz.stride()[:2], _pointer(out), dout.numel(), *dout.shape[1:])
+    vector = aligned([dout, z, dz], 16) and dout.shape[2] * dout.itemsize % 16 == 0
+    macros = (("IO", IO[dout.dtype]), ("VECTOR", int(vector)))
+    pieces = dout.numel() // (16 // dout.itemsize if vector else 1)
     _launch("gate.cu", "gate_backward", macros, (_ceil(pieces, THREADS), 1, 1), THREADS, 0, args, dout.device)
     return dy, dz
 
@@ -152,14 +168,26 @@ def scan_backward(
 ) -> list[Tensor]:
     """du and ddelta of each direction, then (directions, batch, length, 2, state) with dB and dC in u's type, then
     (directions, state + 2, channels) with dA, dD and the gradient of the step bias, then dz if there is a gate."""
+    u, ways = inputs[0], len(inputs) // PER_DIRECTION
+    dy, *dz = [dout] if z is None else gate_backward(dout, z, ungated)
+    streams = [u.new_empty(u.shape) for _ in range(2 * ways)]
+    projections, parameters = scan_backward_into(streams, dy, dlast, inputs, states, softplus, reverse)
+    return [*streams, projections.to(u.dtype), parameters, *dz]
+
+
+def scan_backward_into(
+    streams: list[Tensor], dy: Tensor, dlast: Tensor | None, inputs: list[Tensor], states: Tensor, softplus: bool, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Fills du and ddelta of each direction and returns, in float32, the other two that ``scan_backward`` returns.
+
+    dy: the gradient before the gate. A ddelta may be the delta itself: a block reads its steps before it writes them.
+    """
     u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
-    config = configure(inputs, z, softplus)
-    dy, *dz = [dout] if z is None else _gate_backward(dout, z, ungated, config)
+    config = configure(inputs, None, softplus)
     blocks = _ceil(channels, config.lanes)
-    parts, split = _splits(config, u, blocks * batch * ways, config.backward_blocks)
+    parts, split = _splits(config, u, blocks * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
     carry = _entering(inputs, config, reverse, parts, split, dlast, dy)
-    streams = [u.new_empty(u.shape) for _ in range(2 * ways)]
     projections = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
     parameters = projections.new_empty((parts * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
@@ -168,7 +196,7 @@ def scan_backward(
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks)
     grid, shared = (blocks, batch, ways * parts), config.backward_shared
     _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
-    return [*streams, projections.sum(0).to(u.dtype), parameters.sum(0), *dz]
+    return projections.sum(0), parameters.sum(0)
 
 
 def _setup(ctx, inputs, output):
