@@ -2,13 +2,19 @@
 
 A backend is a module with ``available(device) -> reason | None`` and ``selective_scan``; it may also have ``causal_conv1d``,
 ``bidirectional_conv``, ``bidirectional_scan`` and ``add_rms_norm``, with the signatures of ``vmrepro.ops`` less ``backend``.
-It changes the speed, never the function. For inputs it cannot take it raises NotImplementedError saying what to use instead.
+It changes the speed, never the function. For inputs it cannot take it raises NotImplementedError saying what to use instead,
+and "auto" goes on to the next one. A backend may also have ``add_norm_mix``, which returns None for what it does not take.
 """
 
+import contextlib
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 BACKENDS = {
     "reference": "vmrepro.ops.reference",
@@ -32,25 +38,39 @@ def available_backends(device: torch.device | str | None = None) -> dict[str, st
     return {name: _absence(name, device) for name in BACKENDS}
 
 
-def resolve_backend(name: str, device: torch.device | str) -> str:
-    """The backend to use on ``device``: ``name`` itself, or for "auto" the fastest present there.
+def candidates(name: str, device: torch.device | str) -> tuple[str, ...]:
+    """The backends to try on ``device`` in turn: ``name`` alone, or for "auto" those present there, fastest first.
 
     Raises ValueError for an unknown name and BackendUnavailableError, with the reason, for one that cannot run there.
     """
     device = torch.device(device)
     if name == "auto":
-        candidates = PREFERENCE.get(device.type, PREFERENCE["other"])
-        return next(candidate for candidate in candidates if _absence(candidate, device) is None)
+        preference = PREFERENCE.get(device.type, PREFERENCE["other"])
+        return tuple(candidate for candidate in preference if _absence(candidate, device) is None)
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: the known ones are auto, {', '.join(BACKENDS)}")
     if (reason := _absence(name, device)) is not None:
         raise BackendUnavailableError(f"backend {name!r} cannot run on {device}: {reason}. Use backend='auto' or another one.")
-    return name
+    return (name,)
 
 
-def provided(function: str, backend: str, device: torch.device):
-    """The named function of the backend that ``resolve_backend`` picks, or None where that backend has none of its own."""
-    return getattr(importlib.import_module(BACKENDS[resolve_backend(backend, device)]), function, None)
+def resolve_backend(name: str, device: torch.device | str) -> str:
+    """The backend that ``name`` means on ``device``, whatever the inputs; errors as in ``candidates``."""
+    return candidates(name, device)[0]
+
+
+def implementation(function: str, name: str) -> Callable | None:
+    """The named function of a backend, or None where it has none of its own."""
+    return getattr(importlib.import_module(BACKENDS[name]), function, None)
+
+
+def first_that_takes(name: str, device: torch.device, attempt: Callable[[str], Result]) -> Result:
+    """``attempt(backend)`` for the first candidate that does not raise NotImplementedError; the last one's is passed on."""
+    *others, last = candidates(name, device)
+    for backend in others:
+        with contextlib.suppress(NotImplementedError):
+            return attempt(backend)
+    return attempt(last)
 
 
 def _absence(name: str, device: torch.device) -> str | None:
