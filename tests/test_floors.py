@@ -15,7 +15,7 @@ FLOORS = {
     "models": 4,
     "runs": 5,
     "report": 6,
-    **dict.fromkeys(("notebooks", "doctor", "cli", "__main__"), 7),
+    **dict.fromkeys(("notebooks", "doctor", "bench", "cli", "__main__"), 7),
 }
 # A reader lists, prices and judges without torch, and rebuilds a report from files: no model, no run.
 NEVER_IMPORTS = {

@@ -11,7 +11,7 @@ def test_prints_a_line_for_each_backend(capsys):
     head, titles, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("cpu, shape (2, 9, 6, 4), float32")
     assert "times faster" in titles
-    assert [line.split()[0] for line in lines] == ["reference", "chunked"]
+    assert [line.split()[0] for line in lines] == ["reference", "chunked", "numba"]
     assert lines[0].split()[3] == "1.0"
 
 

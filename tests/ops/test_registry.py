@@ -39,7 +39,7 @@ def test_every_backend_is_listed_with_the_reason_of_its_absence():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown backend 'chunky': the known ones are auto, reference, chunked, cuda"):
+    with pytest.raises(ValueError, match="unknown backend 'chunky': the known ones are auto, reference, chunked, numba, cuda"):
         ops.selective_scan(**scan_inputs(2, torch.float32), backend="chunky")
 
 
@@ -53,7 +53,7 @@ def test_an_absent_backend_is_refused_with_its_reason(toy, monkeypatch):
 
 
 def test_auto_takes_the_first_present(toy, monkeypatch):
-    assert resolve_backend("auto", "cpu") == "chunked"
+    assert resolve_backend("auto", "cpu") == "numba"
     assert resolve_backend("auto", "meta") == "chunked"
     monkeypatch.setitem(registry.PREFERENCE, "cuda", ("toy", "chunked"))
     monkeypatch.setitem(registry.PREFERENCE, "cpu", ("toy", "chunked"))
@@ -61,8 +61,23 @@ def test_auto_takes_the_first_present(toy, monkeypatch):
     assert resolve_backend("auto", "cpu") == "toy"
 
 
+def test_auto_goes_on_where_a_backend_does_not_take_the_inputs(toy, monkeypatch):
+    def refuse(*args, **kwargs):
+        toy.calls += 1
+        raise NotImplementedError("the toy takes nothing")
+
+    monkeypatch.setattr(toy, "selective_scan", refuse)
+    monkeypatch.setitem(registry.PREFERENCE, "cpu", ("toy", "reference"))
+    inputs = scan_inputs(3, torch.float64)
+    assert torch.equal(ops.selective_scan(**inputs), reference.selective_scan(**inputs))
+    assert toy.calls == 1
+    with pytest.raises(NotImplementedError, match="the toy takes nothing"):
+        ops.selective_scan(**inputs, backend="toy")
+
+
 def test_a_backend_is_imported_at_its_first_use():
-    code = "import sys, vmrepro.ops; print([name for name in ('chunked', 'cuda') if f'vmrepro.ops.{name}' in sys.modules])"
+    names = [module for name, module in registry.BACKENDS.items() if name != "reference"]
+    code = f"import sys, vmrepro.ops; print([name for name in {names} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -75,7 +90,7 @@ def test_what_a_backend_lacks_is_composed(toy):
     x, weight = one["u"], one["A"][:, :4]
     for name in ("toy", "reference"):
         u_f, u_b = ops.bidirectional_conv(x, weight, None, weight, None, backend=name)
-        assert torch.equal(u_f, ops.causal_conv1d(x, weight, activation="silu"))
+        assert torch.equal(u_f, ops.causal_conv1d(x, weight, activation="silu", backend="reference"))
         assert torch.equal(u_b, ops.causal_conv1d(x, weight, activation="silu", reverse=True, backend=name))
     assert torch.equal(
         ops.add_rms_norm(x, None, one["D"], 1e-5, backend="toy")[0], reference.add_rms_norm(x, None, one["D"], 1e-5)[0]

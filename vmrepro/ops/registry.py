@@ -19,10 +19,12 @@ Result = TypeVar("Result")
 BACKENDS = {
     "reference": "vmrepro.ops.reference",
     "chunked": "vmrepro.ops.chunked",
+    "numba": "vmrepro.ops.numba_cpu",
     "cuda": "vmrepro.ops.cuda",
+    "mamba_ssm": "vmrepro.ops.mamba_ssm",
 }
 # What "auto" tries on a device of this type, fastest first; any other type takes the last row.
-PREFERENCE = {"cuda": ("cuda", "chunked"), "cpu": ("chunked",), "other": ("chunked",)}
+PREFERENCE = {"cuda": ("cuda", "chunked"), "cpu": ("numba", "chunked"), "other": ("chunked",)}
 
 
 class BackendUnavailableError(RuntimeError):

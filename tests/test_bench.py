@@ -1,0 +1,39 @@
+"""The table of speeds: what counts as better, and that nothing wrong is timed."""
+
+import pytest
+import torch
+
+from vmrepro import bench
+from vmrepro.ops import chunked
+
+
+def test_rates_and_costs_are_compared_their_own_way():
+    rate = bench.Goal("clips", "clips/s", 100, rate=True).line(120.0, {"slow": 40.0, "fast": 60.0, "gone": "not installed"})
+    assert (rate["met"], rate["peer"], rate["peers"], rate["times_better"]) == (True, "fast", 60.0, 2.0)
+    assert rate["all_peers"] == "slow: 40; fast: 60; gone: not installed"
+    cost = bench.Goal("scan", "ms", 0.9).line(1.0, {"slow": 4.0, "fast": 3.0})
+    assert (cost["met"], cost["peer"], cost["times_better"]) == (False, "fast", 3.0)
+
+
+def test_without_a_peer_there_is_no_ratio():
+    line = bench.Goal("scan", "ms", 1.0).line(0.5, {"mamba-ssm": "absent"})
+    assert (line["met"], line["peer"], line["times_better"]) == (True, None, None)
+
+
+def test_a_wrong_backend_ends_the_command(monkeypatch):
+    monkeypatch.setattr(bench, "SCAN", (1, 9, 6, 4))
+    monkeypatch.setattr(chunked, "_add_over_channels", lambda *args: None)
+    with pytest.raises(RuntimeError, match="'chunked' is not timed"):
+        bench.main([])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU measures for minutes")
+def test_without_a_gpu_only_the_cpu_is_measured_and_kept(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "SCAN", (1, 9, 6, 4))
+    monkeypatch.setenv("VMREPRO_FIGURES", str(tmp_path))
+    bench.main(["--threads", "1", "--record"])
+    printed = capsys.readouterr().out
+    assert "no NVIDIA GPU here" in printed
+    assert "scan forward, CPU, 1 threads" in printed
+    (kept,) = tmp_path.glob("speed/*.csv")
+    assert kept.read_text().count("\n") == 2
