@@ -60,9 +60,10 @@ def test_unknown_claims_and_topics():
         claims.claims("distillation")
 
 
-def test_verdicts_are_these_five():
+def test_verdicts_are_these():
     assert [str(verdict) for verdict in Verdict] == [
-        *["supported", "contradicted", "within seed spread", "not run", "not testable at this tier"]
+        *["supported", "partly supported", "contradicted", "no number in the paper"],
+        *["within seed spread", "not run", "not testable at this tier"],
     ]
     assert Judgement(Verdict.NOT_RUN) == Judgement(Verdict.NOT_RUN, None, None, None, 0)
 

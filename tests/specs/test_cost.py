@@ -15,11 +15,11 @@ from vmrepro import paths
 from vmrepro.models import VideoMamba
 from vmrepro.paper import claims, reference
 from vmrepro.specs import cost
+from vmrepro.specs.rows import spec_of
 from vmrepro.specs.schema import SIZES, ModelSpec
 
 # Parameter counts of models that the released code built.
 COUNTS = json.loads((Path(__file__).parent / "param_counts.json").read_text())
-CLASSES = {"ImageNet-1K": 1000, "K400": 400, "SSV2": 174}
 OWN_ROWS = [row.id for name in ("table2", "table3", "table4") for row in reference.table(name) if row.values["is_ours"]]
 TINY = ModelSpec(depth=3, embed_dim=40, img_size=48, num_classes=7)
 OPTIONS = [
@@ -42,16 +42,6 @@ def golden_spec(name: str) -> ModelSpec:
     )
 
 
-def paper_spec(row_id: str) -> ModelSpec:
-    cells = reference.row(row_id).values
-    return ModelSpec(
-        **SIZES[cells["model_size"].lower()],
-        img_size=cells["input_size"],
-        num_frames=None if cells["dataset"] == "ImageNet-1K" else cells["input_frames"],
-        num_classes=CLASSES[cells["dataset"]],
-    )
-
-
 def rounded(value: int, row_id: str, unit: int) -> Decimal:
     """In the row's unit, with as many digits as its table prints."""
     digits = Decimal("0.1") if unit == 10**9 and row_id.startswith("t2") else Decimal("1")
@@ -61,7 +51,7 @@ def rounded(value: int, row_id: str, unit: int) -> Decimal:
 def reproduced(flops) -> set[str]:
     """The own rows whose printed FLOPs come out exactly."""
     printed = {row_id: Decimal(str(reference.value(row_id, "flops_g").value)) for row_id in OWN_ROWS}
-    return {row_id for row_id in OWN_ROWS if rounded(flops(paper_spec(row_id)), row_id, 10**9) == printed[row_id]}
+    return {row_id for row_id in OWN_ROWS if rounded(flops(spec_of(row_id)), row_id, 10**9) == printed[row_id]}
 
 
 def build(spec: ModelSpec) -> VideoMamba:
@@ -81,7 +71,7 @@ def test_parameters_of_built_models(options):
 
 
 def test_parameters_as_printed():
-    counts = {row_id: cost.parameters(paper_spec(row_id)) for row_id in OWN_ROWS}
+    counts = {row_id: cost.parameters(spec_of(row_id)) for row_id in OWN_ROWS}
     differ = {
         row_id for row_id in OWN_ROWS if rounded(counts[row_id], row_id, 10**6) != reference.value(row_id, "params_m").value
     }
@@ -101,7 +91,7 @@ def test_flops_of_the_paper_are_reproduced_but_for_two_errata():
     assert len(OWN_ROWS) == 34
     assert set(OWN_ROWS) - reproduced(cost.flops_paper) == {"t3_21", "t2_27"}
     for row_id, erratum, ours in (("t3_21", "E01", "795"), ("t2_27", "E13", "83.3")):
-        assert rounded(cost.flops_paper(paper_spec(row_id)), row_id, 10**9) == Decimal(ours)
+        assert rounded(cost.flops_paper(spec_of(row_id)), row_id, 10**9) == Decimal(ours)
         assert erratum in [entry.id for entry in reference.errata(row_id)]
 
 
@@ -117,12 +107,12 @@ def test_the_paper_counts_norms():
 
 
 def test_what_the_paper_leaves_out_agrees_with_claim_11():
-    parts = cost.flops_parts(paper_spec("t2_25"))
+    parts = cost.flops_parts(spec_of("t2_25"))
     computed = claims.claim("C11").computed
     assert "norms 12.65;" in computed
-    assert cost.flops_paper(paper_spec("t2_25")) / 1e9 == pytest.approx(12.65, abs=0.0055)
+    assert cost.flops_paper(spec_of("t2_25")) / 1e9 == pytest.approx(12.65, abs=0.0055)
     # From here on the claim's own sums leave the norms out.
-    projected = cost.flops_paper(paper_spec("t2_25")) - parts["norms"] + parts["x_proj"] + parts["dt_proj"] + parts["conv1d"]
+    projected = cost.flops_paper(spec_of("t2_25")) - parts["norms"] + parts["x_proj"] + parts["dt_proj"] + parts["conv1d"]
     assert "conv 14.21;" in computed
     assert "16.30" in computed
     assert projected / 1e9 == pytest.approx(14.21, abs=0.005)

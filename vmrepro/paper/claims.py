@@ -1,6 +1,6 @@
 """What the paper claims, one record per claim, and the rule by which measured differences judge a relation.
 
-The statements are worded by us; the computed numbers say what the paper's own tables give for each, as printed.
+The statements are worded by us.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Claim:
     ``kind`` is explicit, implied or alternate_reading; ``rows`` are the ids of the table rows that decide it;
     ``test_scale`` is what a test takes: analytic, hardware, trend (small trainings) or full (the real data sets).
     ``support`` says how far the paper's own numbers bear the statement out (full, partial, none, not_tabulated), from
-    ``computed`` and, where one number decides, ``computed_number``.
+    ``computed`` and, where one number decides, ``computed_number``: a first computation, that of the transcription, kept as a
+    second opinion on :mod:`vmrepro.paper.own_numbers`, which computes and judges them all again.
     """
 
     id: str
@@ -96,13 +97,30 @@ def claim(claim_id: str) -> Claim:
 
 
 class Verdict(StrEnum):
-    """What a measurement says of a claim."""
+    """What one basis says of a claim: the paper's own numbers, a count in closed form, or recorded runs of a tier.
+
+    PARTLY_SUPPORTED: borne out for some of what the statement covers. NO_NUMBER: the paper prints nothing that decides (a figure
+    without numbers, a missing ablation). WITHIN_SEED_SPREAD, NOT_RUN and NOT_TESTABLE are said of runs only.
+    """
 
     SUPPORTED = "supported"
+    PARTLY_SUPPORTED = "partly supported"
     CONTRADICTED = "contradicted"
+    NO_NUMBER = "no number in the paper"
     WITHIN_SEED_SPREAD = "within seed spread"
     NOT_RUN = "not run"
     NOT_TESTABLE = "not testable at this tier"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict without seeds: ``number`` in ``unit`` decides it, ``comparison`` says what was put against what."""
+
+    verdict: Verdict
+    number: float | None
+    unit: str | None
+    comparison: str
+    note: str | None = None
 
 
 @dataclass(frozen=True)

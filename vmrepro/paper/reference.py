@@ -70,20 +70,32 @@ class Value:
     origin: Origin
 
 
+# What an entry of the errata is: wrong in the paper; wrong and of no consequence; text and released code differ; a table and the
+# model list of a work differ; the text is silent and the code says; the release is at fault; it does not fit, nobody knows why.
+KINDS = (
+    *("paper error", "harmless misprint", "paper against code", "public list differs", "unstated", "release defect"),
+    "unexplained",
+)
+
+
 @dataclass(frozen=True)
 class Erratum:
-    """One suspected error; ``where`` holds the ids of the rows it touches and is empty for text and figures.
+    """One suspected error or disagreement; ``where`` holds the ids of the rows it touches and is empty for text and figures.
 
-    ``basis`` is any of paper (arithmetic inside it), public (lists or code of the works concerned) and memory (of the cited
-    work, not checked); ``confidence`` is high, medium or low.
+    ``kind`` is one of ``KINDS``. ``what`` says what is wrong, ``evidence`` why. ``basis`` is any of paper (arithmetic inside it),
+    public (lists or code of the works concerned) and memory (of the cited work, not checked); ``confidence`` is high, medium or
+    low. ``uncomputed`` is the reason why no function recomputes it, None where :mod:`vmrepro.paper.errata_checks` does.
     """
 
     id: str
     where: tuple[str, ...]
     place: str
+    kind: str
     what: str
+    evidence: str
     basis: tuple[str, ...]
     confidence: str
+    uncomputed: str | None
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
@@ -211,14 +223,32 @@ def value(row_id: str, column: str) -> Value:
 @functools.cache
 def _ledger() -> tuple[Erratum, ...]:
     return tuple(
-        Erratum(line["id"], split(line["where"]), line["place"], line["what"], split(line["basis"]), line["confidence"])
+        Erratum(
+            **{name: line[name] for name in ("id", "place", "kind", "what", "evidence", "confidence")},
+            where=split(line["where"]),
+            basis=split(line["basis"]),
+            uncomputed=line["uncomputed"] or None,
+        )
         for line in read_cells("errata")
     )
 
 
 def errata(row_id: str | None = None) -> tuple[Erratum, ...]:
-    """The suspected errors, all of them or those that touch a row (or a part of it); ValueError for an unknown row."""
+    """The ledger, all of it or what touches a row (or a part of it); ValueError for an unknown row."""
     if row_id is None:
         return _ledger()
     names = {name for found in rows(row_id) for name in (found.id, found.values["row_id"])}
     return tuple(entry for entry in _ledger() if names.intersection(entry.where))
+
+
+@functools.cache
+def public(erratum_id: str) -> Mapping[tuple[str, str], float]:
+    """What public lists and released code say where an erratum rests on it, by row id ("" for none) and column.
+
+    ``public.csv`` names the source of each number. ValueError for an erratum without such numbers.
+    """
+    lines = read_cells("public")
+    found = {(line["row_id"], line["column"]): float(line["value"]) for line in lines if line["erratum"] == erratum_id}
+    if not found:
+        raise unknown("erratum with public numbers", erratum_id, [line["erratum"] for line in lines])
+    return MappingProxyType(found)

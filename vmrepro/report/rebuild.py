@@ -1,14 +1,13 @@
-"""Every recorded figure again, from the numbers beside it: pictures redrawn, claims judged anew; nothing is run."""
+"""Every recorded figure again, from the numbers beside it: pictures redrawn; nothing is run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from vmrepro.report import fig6, figures
-from vmrepro.report.verdicts import Ruling
+from vmrepro.report import fig1, fig6, figures
 from vmrepro.specs.schema import TIERS
 
-DRAWN_BY = {fig6.FIGURE: fig6}
+DRAWN_BY = {fig1.FIGURE: fig1, fig6.FIGURE: fig6}
 
 
 def _recorded():
@@ -25,16 +24,3 @@ def redraw() -> list[Path]:
         for figure_id, tier, module, saved in _recorded()
         for path in figures.save_image(figure_id, tier, module.draw(saved.numbers, tier))
     ]
-
-
-def verify() -> tuple[list[Ruling], list[str]]:
-    """The claims judged from every recorded figure's numbers, and a line for each verdict that is not the recorded one."""
-    rulings, changed = [], []
-    for figure_id, tier, module, saved in _recorded():
-        before = {claim["claim"]: claim["verdict"] for claim in saved.origin["claims"]}
-        for ruling in module.rulings(saved.numbers, tier):
-            rulings.append(ruling)
-            if before.get(ruling.claim) != ruling.verdict:
-                recorded = before.get(ruling.claim, "absent")
-                changed.append(f"{figure_id} {tier} {ruling.claim}: recorded as {recorded!r}, now {str(ruling.verdict)!r}")
-    return rulings, changed
