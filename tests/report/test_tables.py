@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from vmrepro.report import tables
@@ -21,3 +22,14 @@ def test_verdict_table_shows_gaps_for_what_was_not_run():
     assert "not run" in text
     assert "nan" not in text.lower()
     assert "statement" in tables.verdicts(rulings)
+
+
+def test_a_listing_wraps_its_last_column():
+    table = pd.DataFrame({"id": ["E1", "E20"], "number": [1.239, None], "what": ["short", "word " * 20]})
+    lines = tables.listing(table, width=60).splitlines()
+    assert lines[0] == "id   number  what"
+    assert lines[1] == "E1   1.24    short"
+    assert lines[2].startswith("E20  -       word word")
+    assert lines[3].startswith(" " * 13 + "word")
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines[2:]).split().count("word") == 20

@@ -58,7 +58,7 @@ def load(figure_id: str, tier: str) -> Saved | None:
     if _digest(text) != origin["csv_sha256"]:
         raise ValueError(
             f"{place.with_suffix('.csv')} is not the file its origin {place.name}.json was written for: it was edited or "
-            f"half replaced. Restore both, or make them anew with `vmrepro run {figure_id} --tier {tier}`."
+            "half replaced. Restore both from git, or record them anew."
         )
     return Saved(pd.read_csv(io.StringIO(text)), origin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -14,6 +15,25 @@ from vmrepro.specs.schema import Experiment
 def text(table: pd.DataFrame, digits: int = 2) -> str:
     """The table as aligned text, floats with ``digits`` decimals, gaps for what is not there."""
     return table.to_string(index=False, float_format=lambda value: f"{value:.{digits}f}", na_rep="-")
+
+
+def listing(table: pd.DataFrame, width: int = 150) -> str:
+    """The table as text aligned to the left, its last column wrapped so that no line is longer than ``width`` characters."""
+    cells = [list(table.columns), *([_plain(value) for value in row] for row in table.itertuples(index=False))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns) - 1)]
+    lines = []
+    for row in cells:
+        start = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=False))
+        lines.append(
+            textwrap.fill(row[-1], width, initial_indent=start, subsequent_indent=" " * len(start)) if row[-1] else start
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if pd.isna(value) else f"{value:.2f}"
+    return "-" if value is None else str(value)
 
 
 def plan(experiments: Sequence[Experiment], seeds: int) -> pd.DataFrame:
