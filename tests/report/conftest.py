@@ -1,10 +1,13 @@
 """Records with curves made from a formula: nothing is trained to test a report."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
+from vmrepro import paths
+from vmrepro.report import site
 from vmrepro.specs import catalog
 from vmrepro.specs.schema import to_dict
 from vmrepro.store import Record
@@ -28,3 +31,23 @@ def made_records() -> list[Record]:
 def figure_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("VMREPRO_FIGURES", str(tmp_path / "figures"))
     return tmp_path / "figures"
+
+
+@pytest.fixture(scope="session")
+def build_site():
+    """A function that copies what is committed under figures/ to a folder and builds the site into it."""
+
+    def build(folder: Path) -> Path:
+        committed = paths.root() / "figures"
+        shutil.copytree(committed, folder, ignore=shutil.ignore_patterns("smoke.*", "*.html"))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("VMREPRO_FIGURES", str(folder))
+            site.build()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def site_folder(build_site, tmp_path_factory) -> Path:
+    return build_site(tmp_path_factory.mktemp("site") / "figures")
