@@ -1,9 +1,10 @@
 # make reproduce   every notebook at smoke size in a process of its own, and the figures they draw
 # make test        what CI runs: lint, then tests/, then the committed notebooks against their outputs
+# make prove       builds the image, starts docker-compose.yml and checks what runs in it (six minutes)
 # PYTHON=/path/to/python makes .venv with that Python; it must be 3.11 or newer.
 READY := .venv/.installed
 
-.PHONY: reproduce test lint unit nbval clean
+.PHONY: reproduce test lint unit nbval prove clean
 
 reproduce: $(READY)
 	.venv/bin/vmrepro notebooks run
@@ -13,12 +14,17 @@ test: lint unit nbval
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/hadolint environment/Dockerfile
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 
 unit: $(READY)
 	.venv/bin/pytest
 
 nbval: $(READY)
 	.venv/bin/pytest --nbval
+
+prove:
+	environment/prove
 
 $(READY): environment/lock.txt pyproject.toml environment/install.sh environment/papermill.sh
 	environment/install.sh .venv

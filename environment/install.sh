@@ -35,5 +35,5 @@ fi
 # setuptools first and no build isolation, so that the build of this package is pinned like everything else.
 "$venv/bin/python" -m pip install --disable-pip-version-check --only-binary :all: -c environment/lock.txt setuptools
 "$venv/bin/python" -m pip install --disable-pip-version-check --only-binary :all: -c environment/lock.txt \
-    --no-build-isolation -e ".[lab,test,dev]"
+    --no-build-isolation -e ".[lab,cpu,peers,test,dev]"
 environment/papermill.sh "$venv/bin/python"

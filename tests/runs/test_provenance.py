@@ -32,7 +32,7 @@ def repository(tmp_path, monkeypatch):
 def test_what_a_reader_may_ask_for_is_json(monkeypatch):
     monkeypatch.setenv("VMREPRO_COMMIT", "abc")
     collected = provenance.collect(CPU, "auto", 3)
-    keys = {"commit", "modified", "code", "versions", "device", "backend", "processes", "finished"}
+    keys = {"commit", "modified", "code", "versions", "image", "device", "backend", "processes", "finished"}
     assert set(collected) == keys
     assert json.loads(json.dumps(collected, allow_nan=False)) == collected
     assert collected["code"] == store.code_digest()
@@ -76,6 +76,15 @@ def test_versions_are_those_installed(monkeypatch):
     versions = provenance.versions()
     assert versions.pop("python")
     assert versions == {"torch": torch.__version__, "surely-not-installed": None}
+
+
+def test_the_manifest_of_a_container_image_is_part(tmp_path, monkeypatch):
+    monkeypatch.delenv("VMREPRO_MANIFEST", raising=False)
+    assert provenance.collect(CPU, "auto", 1)["image"] is None
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text('{"base": "ubuntu:24.04", "packages": {"torch": "2.13.0"}}')
+    monkeypatch.setenv("VMREPRO_MANIFEST", str(manifest))
+    assert provenance.collect(CPU, "auto", 1)["image"] == {"base": "ubuntu:24.04", "packages": {"torch": "2.13.0"}}
 
 
 def test_peak_memory_is_this_process_in_bytes():

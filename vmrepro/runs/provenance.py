@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import resource
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,12 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def image() -> dict[str, Any] | None:
+    """What the container image is made of, from the file that ``VMREPRO_MANIFEST`` names; None outside of a container."""
+    manifest = os.environ.get("VMREPRO_MANIFEST")
+    return json.loads(Path(manifest).read_text()) if manifest else None
+
+
 def describe_device(device: torch.device) -> dict[str, Any]:
     """Name and settings of the device that computes."""
     if device.type != "cuda":
@@ -67,6 +75,7 @@ def collect(device: torch.device, backend: str, processes: int) -> dict[str, Any
         **commit(),
         "code": store.code_digest(),
         "versions": versions(),
+        "image": image(),
         "device": describe_device(device),
         "backend": ops.resolve_backend(backend, device),
         "processes": processes,
