@@ -11,7 +11,7 @@ import json
 import sys
 
 from vmrepro import __version__
-from vmrepro.specs import catalog
+from vmrepro.specs import catalog, efficiency
 from vmrepro.specs.schema import TIERS
 
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--tier", choices=TIERS, default="smoke")
     listing.set_defaults(verb=_list)
 
-    running = verbs.add_parser("run", help="run a figure or one experiment; what is recorded is reused")
+    running = verbs.add_parser("run", help="run or measure a figure, or one experiment; what is recorded is reused")
     _what(running)
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     running.add_argument("--backend", default="auto", help="operator backend, see `vmrepro doctor` (default: auto)")
@@ -50,11 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--json", action="store_true", help="the specs themselves, every default written out")
     planning.set_defaults(verb=_plan)
 
-    reporting = verbs.add_parser("report", help="redraw every figure from its recorded numbers; runs nothing")
+    reporting = verbs.add_parser("report", help="figures, tables and pages again from recorded numbers; runs nothing")
     reporting.set_defaults(verb=_report)
 
-    verifying = verbs.add_parser("verify", help="judge the claims again from recorded numbers; 1 if a verdict changed")
+    verifying = verbs.add_parser("verify", help="judge every claim from what is printed, counted and recorded; 1 if one changed")
+    verifying.add_argument("--format", choices=("text", "csv", "json"), default="text", help="default: text")
+    verifying.add_argument("--write", action="store_true", help="keep these verdicts as the list to compare with")
     verifying.set_defaults(verb=_verify)
+
+    counting = verbs.add_parser("peers", help="count the other methods' models again and record them; needs the extra peers")
+    counting.set_defaults(verb=_peers)
 
     doctor = verbs.add_parser("doctor", help="what works on this machine, what does not, and why")
     doctor.set_defaults(verb=_doctor)
@@ -82,12 +87,17 @@ def _list(arguments: argparse.Namespace) -> int:
         print(figure)
         for experiment in members(arguments.tier):
             print(f"  {experiment.id:<26}{' '.join(experiment.reproduces)}")
+    for figure, measurements in efficiency.FIGURES.items():
+        count = len(measurements(arguments.tier))
+        print(f"{figure}\n  {f'{count} measurements':<26}{' '.join(efficiency.CLAIMS[figure])}")
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
+    if arguments.id in efficiency.FIGURES:
+        return _measure(arguments)
     from vmrepro.report import fig6, tables
     from vmrepro.runs import runner
 
@@ -102,8 +112,27 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _measure(arguments: argparse.Namespace) -> int:
+    from vmrepro.report import fig1, tables
+    from vmrepro.runs.efficiency import run
+
+    saved = fig1.save(
+        run(arguments.id, efficiency.FIGURES[arguments.id](arguments.tier), arguments.tier, arguments.device), arguments.tier
+    )
+    print(fig1.finals(saved.numbers).T.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print(tables.text(tables.verdicts(fig1.rulings(saved.numbers, arguments.tier), brief=True)))
+    return 0
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from vmrepro.specs.schema import to_dict
+
+    if arguments.id in efficiency.FIGURES:
+        for one in efficiency.FIGURES[arguments.id](arguments.tier):
+            clip = f"{one.model.num_frames:>4} frames of {one.model.img_size} pixels, {one.model.length:>6} tokens"
+            print(f"{one.subject:<22}{clip}, {'largest batch that fits' if one.batch is None else f'batch {one.batch}'}")
+        print("Nothing was run.")
+        return 0
 
     experiments = catalog.find(arguments.id, arguments.tier)
     chosen = catalog.seeds(arguments.tier, arguments.seed, arguments.seeds)
@@ -119,24 +148,34 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from vmrepro.report import rebuild
+    from vmrepro import paths
+    from vmrepro.report import site
 
-    for path in rebuild.redraw():
-        print(path)
+    print(f"{len(site.report())} files written; open {paths.figures() / 'index.html'}")
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from vmrepro.report import rebuild, tables
+    from vmrepro.report import verify
 
-    rulings, changed = rebuild.verify()
-    if not rulings:
-        print("no recorded figure: run one first, for example `vmrepro run fig6`", file=sys.stderr)
-        return 2
-    print(tables.text(tables.verdicts(rulings, brief=True)))
+    lines = verify.judgements()
+    print(verify.render(lines, arguments.format), end="")
+    if arguments.write:
+        print(verify.write(lines), file=sys.stderr)
+    changed = verify.changed(lines)
     for line in changed:
         print(f"CHANGED {line}", file=sys.stderr)
     return 1 if changed else 0
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    from vmrepro.models import peers
+    from vmrepro.report import audit
+    from vmrepro.runs import provenance
+
+    counted = [pair for table in peers.TABLES for pair in peers.counts(table)]
+    print(f"{len(audit.record_peers(counted, provenance.commit()))} rows recorded in figures/peers.csv")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -148,13 +187,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _notebooks_run(arguments: argparse.Namespace) -> int:
-    from vmrepro import notebooks
-    from vmrepro.report import rebuild
+    from vmrepro import notebooks, paths
+    from vmrepro.report import site
 
     outcomes = notebooks.run_all(arguments.tier)
-    redrawn = rebuild.redraw()
+    written = site.report()
     print(notebooks.summary(outcomes))
-    print(f"{len(redrawn)} pictures redrawn from recorded numbers")
+    print(f"{len(written)} files of the report written from recorded numbers; open {paths.figures() / 'index.html'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
