@@ -104,6 +104,8 @@ def test_the_largest_batch_follows_from_the_memory_of_the_equal_one(monkeypatch)
     assert efficiency._largest(small(batch=None), [row | {"bytes_per_clip": 1.0}], gpu) == 128
     assert efficiency._largest(small(batch=None), [row | {"status": "out of memory"}], gpu) == 2
     assert efficiency._largest(small(batch=None), [], gpu) == 128
+    long = small(AttentionSpec(**{**vars(JOINT), "num_frames": 256}), batch=None)
+    assert efficiency._largest(long, [], gpu) == 16
 
 
 def test_a_record_is_made_once_with_its_provenance(tmp_path, monkeypatch, capsys):

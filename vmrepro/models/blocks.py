@@ -207,9 +207,7 @@ class Block(nn.Module):
         normed, residual = self.norm(scale_samples(hidden, keep), residual)
         return self.mixer(normed), residual
 
-    def _at_once(
-        self, hidden: Tensor, residual: Tensor | None, keep: Tensor | None, reuse: bool
-    ) -> tuple[Tensor, Tensor] | None:
+    def _at_once(self, hidden: Tensor, residual: Tensor | None, keep: Tensor | None, reuse: bool) -> tuple[Tensor, Tensor] | None:
         """The same by one operator, or None where there is none for this block on this device."""
         mixer = self.mixer
         biased = mixer.in_proj.bias is not None or mixer.out_proj.bias is not None or mixer.conv1d.bias is None
