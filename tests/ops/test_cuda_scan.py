@@ -99,6 +99,18 @@ def test_one_direction_and_its_last_state(emulator, state, reverse, dtype):
     )
 
 
+def test_steps_past_the_end_add_nothing_to_the_gradient_of_the_bias_without_softplus(emulator):
+    inputs = scan_inputs(3, torch.bfloat16) | {"D": None, "z": None}
+    inputs |= {"delta": inputs["delta"].abs() / 8, "delta_bias": inputs["delta_bias"].abs() / 8}
+    judge(
+        lambda **x: cuda.selective_scan(**x, return_last_state=True),
+        lambda **x: selective_scan(**x, return_last_state=True, backend="reference"),
+        inputs,
+        torch.bfloat16,
+        "cpu",
+    )
+
+
 def test_the_same_bits_every_time_and_nothing_saved_without_gradients(emulator):
     inputs = two_ways(20, torch.bfloat16)
     first, second = (outputs_and_gradients(call(cuda.bidirectional_scan), inputs) for _ in range(2))

@@ -95,3 +95,9 @@ INLINE void store_if(bool condition, u16 *to, u16 value) {
 INLINE void store_if(bool condition, float *to, float value) {
     asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p st.global.f32 [%0], %1;}" ::"l"(to), "f"(value), "r"((u32)condition) : "memory");
 }
+
+INLINE void store_if(bool condition, float4 *to, float4 value) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to), "f"(value.x), "f"(value.y),
+                 "f"(value.z), "f"(value.w), "r"((u32)condition)
+                 : "memory");
+}

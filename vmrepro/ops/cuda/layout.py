@@ -13,6 +13,7 @@ STATES = (8, 16, 32, 64)
 MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
 BLOCK_TIMES = {128: (0.339, 0.619), 64: (0.240, 0.370, 0.540, 0.712)}
+SOURCES = 96  # bytes that a block of the backward pass keeps on where its operands and results lie
 GROUP = 4  # steps of the forward pass whose step sizes are computed together
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
@@ -129,8 +130,8 @@ class Config:
     @property
     def backward_shared(self) -> int:
         """Bytes of BackwardShared in scan_backward.cu."""
-        weight, slot = (2, self.state * 2) if self.matrix_units else (4, (self.state + 1) * 4)
-        return self.shared(3) + self.lanes * (self.chunk * (2 * weight + 4) + (self.chunk + 1) * slot)
+        slot, dtu = (self.state * 2, 0) if self.matrix_units else ((self.state + 1) * 4, self.chunk * 4)
+        return self.shared(3) + SOURCES + self.lanes * (self.segment * 4 + dtu + (self.chunk + 1) * slot)
 
 
 _config = cache(Config)

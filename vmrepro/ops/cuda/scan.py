@@ -193,8 +193,8 @@ def scan_backward_into(
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
     pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), projections.data_ptr(), parameters.data_ptr())
     args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
-    macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks)
     grid, shared = (blocks, batch, ways * parts), config.backward_shared
+    macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)
     _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
     return projections.sum(0), parameters.sum(0)
 

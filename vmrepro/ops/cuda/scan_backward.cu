@@ -25,95 +25,101 @@ struct BackwardArgs {
 };
 
 #if MATRIX_UNITS
-typedef u16 weight_t;
 #define SLOT STATE
 #else
-typedef float weight_t;
 #define SLOT (STATE + 1)  // an odd stride spreads a warp over the banks
 #endif
 
+// In BackwardShared::tile, from a u to what stands for the delta of the same step, and to its dy.
+#define FACTORS (SEGMENT * LANES)
+#define DY (2 * SEGMENT * LANES)
+
+// One operand of a block's sequence: its first row, and from one row to the next. Kept in shared memory, since registers are short.
+struct alignas(16) Source {
+    const io_t *start;
+    int pitch;
+};
+
+// On the tensor cores, the deltas give way to the factors dt u of the sums for dB, and these and the dy, which are the factors for dC,
+// to each warp's part of the sums.
 struct BackwardShared {
-    io_t u[2][SEGMENT * LANES], delta[2][SEGMENT * LANES], dy[2][SEGMENT * LANES];
+    io_t tile[2][3][SEGMENT * LANES];  // u, delta, dy
     io_t raw[SEGMENT * 2 * STATE];
     float projections[2][SEGMENT * 2 * STATE];
-    weight_t dtu[CHUNK * LANES], dyw[CHUNK * LANES];  // factors of the sums for dB and dC; on tensor cores, then the warps' parts
-    float step[CHUNK * LANES];
-    saved_t slot[(CHUNK + 1) * LANES * SLOT];  // slot j: the state before step j, then g of step j - 1
+    Source source[5];  // of this sequence and direction: u, delta, dy, B, C
+    i64 first_sum;     // where in the parts of dB and dC those of this block begin
+    float step[SEGMENT * LANES];
+#if !MATRIX_UNITS
+    float dtu[CHUNK * LANES];
+#endif
+    __align__(16) saved_t slot[(CHUNK + 1) * LANES * SLOT];  // slot j: the state before step j, then g of step j - 1
 };
+static_assert(sizeof(BackwardShared) == SHARED_BYTES, "layout.py counts the bytes of BackwardShared otherwise");
 
 INLINE saved_t *slot_of(BackwardShared &s, int j, int lane) { return s.slot + (j * LANES + lane) * SLOT; }
 
-INLINE weight_t to_weight(float x) {
 #if MATRIX_UNITS
-    return float_to_bf16(x);
-#else
-    return x;
-#endif
+// Where the factor of this lane lies in a row: the eight that a lane gives to a product lie together, unlike those in lane order.
+INLINE int factor_place(int lane) { return (lane & ~31) + (lane >> 1 & 3) * 8 + (lane >> 3 & 3) * 2 + (lane & 1); }
+
+// The row of slot j that this lane names to a matrix load.
+INLINE const saved_t *matrix_rows(BackwardShared &s, int j, int lane) {
+    int in_warp = lane % 32, row = lane - in_warp + (in_warp >> 4) * 8 + in_warp % 8;
+    return slot_of(s, j, row) + ((in_warp >> 3 & 1) ^ (row >> 2 & 1)) * 8;
 }
 
-#if MATRIX_UNITS
-// For each step j of the chunk, sum_c weight[j][c] slot[j + 1][c][n] over the warp's 32 channels, as 16 floats that replace the
-// warp's 32 weights. Only the first of the product's eight columns counts: the unit is idle otherwise.
-INLINE void warp_sums(BackwardShared &s, weight_t *weight, int lane) {
-    const int TOGETHER = 4;
-    int in_warp = lane % 32, first = lane - in_warp;
-    int row = first + (in_warp >> 4) * 8 + in_warp % 8, half = (in_warp >> 3 & 1) ^ (row >> 2 & 1);
-    weight += first;
-    float low[CHUNK], high[CHUNK];
-    __syncwarp();
+// Of two steps, sum_c factor[c] slot[c][n] over the warp's 32 channels; rows and factors are those of the first, PLACED those that lie
+// as factor_place says. Lane l gets step l >> 1 & 1, n = l / 4 + 8 (l & 1). All eight columns of the product are the same.
+template <bool PLACED>
+INLINE float pair_sums(const saved_t *rows, const io_t *factors, int lane) {
+    float sum[2][4] = {};
+    factors += (lane & ~31) + lane % 4 * (PLACED ? 8 : 2);
 #pragma unroll
-    for (int group = 0; group < CHUNK; group += TOGETHER) {
-        u32 a[TOGETHER][2][4], b[TOGETHER][4];
-#pragma unroll
-        for (int i = 0; i < TOGETHER; ++i) {
-            const weight_t *w = weight + (group + i) * LANES + in_warp % 4 * 2;
-#pragma unroll
-            for (int k = 0; k < 4; ++k) b[i][k] = *(const u32 *)(w + k * 8);
-            load_matrices_transposed(a[i][0], slot_of(s, group + i + 1, row) + half * 8);
-            load_matrices_transposed(a[i][1], slot_of(s, group + i + 1, row + 16) + half * 8);
-        }
-#pragma unroll
-        for (int i = 0; i < TOGETHER; ++i) {
-            float sum[4] = {0.f, 0.f, 0.f, 0.f};
-            multiply_bf16(sum, a[i][0], b[i][0], b[i][1]);
-            multiply_bf16(sum, a[i][1], b[i][2], b[i][3]);
-            low[group + i] = sum[0];
-            high[group + i] = sum[2];
-        }
+    for (int i = 0; i < 2; ++i, rows += LANES * SLOT, factors += LANES) {
+        u32 a[2][4];
+        uint4 b;
+        load_matrices_transposed(a[0], rows);
+        load_matrices_transposed(a[1], rows + 16 * SLOT);
+        if (PLACED) b = *(const uint4 *)factors;
+        else b = make_uint4(*(const u32 *)factors, *(const u32 *)(factors + 8), *(const u32 *)(factors + 16), *(const u32 *)(factors + 24));
+        multiply_bf16(sum[i], a[0], b.x, b.y);
+        multiply_bf16(sum[i], a[1], b.z, b.w);
     }
-    __syncwarp();
-    if (in_warp % 4 == 0) {
-#pragma unroll
-        for (int j = 0; j < CHUNK; ++j) {
-            float *part = (float *)(weight + j * LANES) + in_warp / 4;
-            part[0] = low[j];
-            part[8] = high[j];
-        }
-    }
-    __syncwarp();
+    float low = lane & 2 ? sum[1][0] : sum[0][0], high = lane & 2 ? sum[1][2] : sum[0][2];
+    return lane & 1 ? high : low;
 }
 
-// The warps' parts of a chunk's sums, added and written.
-INLINE void write_sums(const BackwardShared &s, float *result, Steps steps, int length, int lane) {
-    int n = lane % STATE, half = lane / STATE % 2;
+// Puts the sums of two steps where their factors were.
+INLINE void put_sums(io_t *factors, float sum, int lane) {
+    ((float *)(factors + (lane >> 1 & 1) * LANES + (lane & ~31)))[(lane >> 2 & 7) + (lane & 1) * 8] = sum;
+}
+
+// The warps' parts of a segment's sums, added and written, four numbers a lane.
+INLINE void write_sums(const BackwardShared &s, float *result, int buffer, Steps steps, int length, int lane) {
+    const int quads = STATE / 4, row_quads = 2 * quads;
 #pragma unroll
-    for (int j = lane / (2 * STATE); j < CHUNK; j += LANES / (2 * STATE)) {
-        const float *parts = (const float *)((half ? s.dyw : s.dtu) + j * LANES) + n;
-        int time = steps.start + j * steps.sign;
-        float sum = 0.f;
+    for (int k = 0; k < SEGMENT * row_quads / LANES; ++k) {
+        int i = k * LANES + lane, j = i / row_quads, quad = i % row_quads, time = steps.start + j * steps.sign;
+        const float4 *parts = (const float4 *)(s.tile[buffer][1 + quad / quads] + j * LANES) + quad % quads;
+        float4 sum = parts[0];
 #pragma unroll
-        for (int warp = 0; warp < LANES / 32; ++warp) sum += parts[warp * STATE];
-        if (time < length) result[((i64)time * 2 + half) * STATE + n] = sum;
+        for (int warp = 1; warp < LANES / 32; ++warp) {
+            float4 part = parts[warp * quads];
+            sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+        }
+        store_if(time < length, (float4 *)(result + s.first_sum) + (i64)time * row_quads + quad, sum);
     }
 }
 #else
-// The same over the block's channels, straight to the result.
-INLINE void block_sums(const BackwardShared &s, const weight_t *weight, float *result, Steps steps, int length, int lane) {
+// Over the block's channels, a chunk's sums for dB (GRAD_B) or dC, straight to the result; first_row is the chunk's.
+template <bool GRAD_B>
+INLINE void block_sums(const BackwardShared &s, int buffer, int first_row, float *result, Steps steps, int length, int lane) {
+    const io_t *dy = s.tile[buffer][2] + first_row * LANES;
     __syncthreads();
     for (int i = lane; i < CHUNK * STATE; i += LANES) {
         int j = i / STATE, n = i % STATE, time = steps.start + j * steps.sign;
         float sum = 0.f;
-        for (int c = 0; c < LANES; ++c) sum += weight[j * LANES + c] * s.slot[((j + 1) * LANES + c) * SLOT + n];
+        for (int c = j * LANES; c < (j + 1) * LANES; ++c) sum += (GRAD_B ? s.dtu[c] : widen(dy[c])) * s.slot[(c + LANES) * SLOT + n];
         if (time < length) result[(i64)time * 2 * STATE + n] = sum;
     }
     __syncthreads();
@@ -125,98 +131,204 @@ struct Walk {
     float D, bias, dD, dbias;
 };
 
-// One chunk of the replay, from row first of the segment on; SAVE keeps each state and what the walk back needs.
+// Step sizes of a segment, and on the tensor cores the factors of its sums for dB. A chunk is read before any of it is written: its
+// steps then hide each other's latency, and no lane loses a delta to another's factor.
+INLINE void step_sizes(BackwardShared &s, float bias, int buffer, Steps steps, int limit, int lane) {
+#pragma unroll 1
+    for (int first = 0; first < SEGMENT; first += CHUNK) {
+        io_t *delta = s.tile[buffer][1] + first * LANES;
+        float dt[CHUNK];
+#if MATRIX_UNITS
+        float u[CHUNK];
+#endif
+#pragma unroll
+        for (int j = 0; j < CHUNK; ++j) {
+            dt[j] = widen(delta[j * LANES + lane]) + bias;
+#if MATRIX_UNITS
+            u[j] = widen(s.tile[buffer][0][(first + j) * LANES + lane]);
+#endif
+        }
+#pragma unroll
+        for (int j = 0; j < CHUNK; ++j) {
+#if SOFTPLUS
+            dt[j] = softplus(dt[j]);
+#endif
+            if (steps.start + (first + j) * steps.sign >= limit) dt[j] = 0.f;
+            s.step[(first + j) * LANES + lane] = dt[j];
+        }
+#if MATRIX_UNITS
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < CHUNK; ++j) delta[j * LANES + factor_place(lane)] = narrow(dt[j] * u[j]);
+#endif
+    }
+}
+
+// One chunk of the replay, from row first of the segment on; SAVE keeps each state. A step's reads come before the write of the state
+// that it starts from, since the compiler does not know that they are apart.
 template <bool SAVE>
-INLINE void replay_chunk(BackwardShared &s, const Walk &w, float (&h)[STATE], int buffer, int first, Steps steps, int limit, int lane) {
-    int swap = lane >> 2 & 1, time = steps.start;
-    const io_t *u = s.u[buffer] + first * LANES + lane, *delta = s.delta[buffer] + first * LANES + lane;
-    const io_t *dy = s.dy[buffer] + first * LANES + lane;
-    const float *B = s.projections[buffer] + first * 2 * STATE;
+INLINE void replay_chunk(BackwardShared &s, const Walk &w, float (&h)[STATE], int buffer, int first, int lane) {
+    const io_t *u = s.tile[buffer][0] + first * LANES + lane;
+    const float *B = s.projections[buffer] + first * 2 * STATE, *step = s.step + first * LANES + lane;
     float dt[CHUNK], dtu[CHUNK];
 #pragma unroll
-    for (int j = 0; j < CHUNK; ++j, time += steps.sign) {
-        dt[j] = step_size(delta[j * LANES], w.bias, time < limit);
+    for (int j = 0; j < CHUNK; ++j) {
+        dt[j] = step[j * LANES];
         dtu[j] = dt[j] * widen(u[j * LANES]);
-        if (SAVE) {
-            s.step[j * LANES + lane] = dt[j];
-            s.dtu[j * LANES + lane] = to_weight(dtu[j]);
-            s.dyw[j * LANES + lane] = to_weight(widen(dy[j * LANES]));
-        }
+#if !MATRIX_UNITS
+        if (SAVE) s.dtu[j * LANES + lane] = dtu[j];
+#endif
     }
-    if (SAVE) store_state(slot_of(s, 0, lane), h, swap);
 #pragma unroll
     for (int j = 0; j < CHUNK; ++j) {
-        advance(h, w.A2, dt[j], dtu[j], B + j * 2 * STATE);
-        if (SAVE) store_state(slot_of(s, j + 1, lane), h, swap);
+        float B_now[STATE];
+#pragma unroll
+        for (int n = 0; n < STATE; n += 4) *(float4 *)(B_now + n) = *(const float4 *)(B + j * 2 * STATE + n);
+        if (SAVE) store_state(slot_of(s, j, lane), h, lane >> 2 & 1);
+        advance(h, w.A2, dt[j], dtu[j], B_now);
     }
+    if (SAVE) store_state(slot_of(s, CHUNK, lane), h, lane >> 2 & 1);
 }
 
-// Back over one chunk; first is the element of the outputs at time 0.
+struct Operands {
+    SavedState h;
+    float dt, u, dy;
+};
+
+// Back over one step.
+INLINE void walk_step(Walk &w, float (&g)[STATE], const Operands &o, const float *B, bool counts, io_t *du, io_t *ddelta) {
+    const float *C = B + STATE;
+    float h[STATE], gB = 0.f, Ap = 0.f, gB2 = 0.f, Ap2 = 0.f;
+    unpack_state(h, o.h);
+#pragma unroll
+    for (int n = 0; n < STATE; n += 4) {
+        float4 b = *(const float4 *)(B + n), c = *(const float4 *)(C + n);
+        float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            g[n + k] = cs[k] * o.dy + w.carry[n + k];
+            w.carry[n + k] = exp2_fast(o.dt * w.A2[n + k]) * g[n + k];
+            float grad = w.carry[n + k] * h[n + k];
+            w.dA[n + k] += o.dt * grad;
+            (k % 2 ? gB : gB2) += g[n + k] * bs[k];
+            (k % 2 ? Ap : Ap2) += w.A2[n + k] * grad;
+        }
+    }
+    gB += gB2;
+    float slope = o.u * gB + (Ap + Ap2) * LN2;
+#if SOFTPLUS
+    slope *= softplus_slope(o.dt);
+#endif
+    w.dD += o.dy * o.u;
+    w.dbias += SOFTPLUS || counts ? slope : 0.f;  // past the end the slope of softplus is 0
+    store_if(counts, du, narrow(o.dt * gB + w.D * o.dy));
+    store_if(counts, ddelta, narrow(slope));
+}
+
+// Back over one chunk, two steps at a time; first is the element of the outputs at time 0. Unrolled further, the kernel outgrows the
+// instruction cache.
 INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const Gradients &out, i64 first, int buffer, int first_row,
                        Steps steps, int limit, int lane) {
-    int swap = lane >> 2 & 1, time = steps.start + (CHUNK - 1) * steps.sign;
-    const io_t *us = s.u[buffer] + first_row * LANES + lane, *dys = s.dy[buffer] + first_row * LANES + lane;
-    const float *Bs = s.projections[buffer] + first_row * 2 * STATE, *Cs = Bs + STATE;
+    const int last = CHUNK - 2, swap = lane >> 2 & 1;
+    io_t *tile = s.tile[buffer][0] + (first_row + last) * LANES;
+    const float *B = s.projections[buffer] + (first_row + last) * 2 * STATE, *step = s.step + (first_row + last) * LANES + lane;
+    saved_t *slot = slot_of(s, last, lane);
+    int time = steps.start + (CHUNK - 1) * steps.sign;
     i64 at = first + (i64)time * p.channels, stride = (i64)steps.sign * p.channels;
-    // What the next step back needs is read a step ahead.
-    SavedState next_h = fetch_state(slot_of(s, CHUNK - 1, lane), swap);
-    float next_dt = s.step[(CHUNK - 1) * LANES + lane];
-    io_t next_u = us[(CHUNK - 1) * LANES], next_dy = dys[(CHUNK - 1) * LANES];
-#pragma unroll 2
-    for (int j = CHUNK - 1; j >= 0; --j, time -= steps.sign, at -= stride) {
-        float h[STATE], g[STATE], gB = 0.f, Ap = 0.f, gB2 = 0.f, Ap2 = 0.f;
-        float dt = next_dt, u = widen(next_u), dy = widen(next_dy);
-        unpack_state(h, next_h);
-        int ahead = max(j - 1, 0);
-        next_h = fetch_state(slot_of(s, ahead, lane), swap);
-        next_dt = s.step[ahead * LANES + lane];
-        next_u = us[ahead * LANES];
-        next_dy = dys[ahead * LANES];
-#pragma unroll
-        for (int n = 0; n < STATE; n += 4) {
-            float4 b = *(const float4 *)(Bs + j * 2 * STATE + n), c = *(const float4 *)(Cs + j * 2 * STATE + n);
-            float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                g[n + k] = cs[k] * dy + w.carry[n + k];
-                w.carry[n + k] = exp2_fast(dt * w.A2[n + k]) * g[n + k];
-                float grad = w.carry[n + k] * h[n + k];
-                w.dA[n + k] += dt * grad;
-                (k % 2 ? gB : gB2) += g[n + k] * bs[k];
-                (k % 2 ? Ap : Ap2) += w.A2[n + k] * grad;
-            }
-        }
-        gB += gB2;
-        store_state(slot_of(s, j + 1, lane), g, swap);
-        float ddelta = u * gB + (Ap + Ap2) * LN2;
-#if SOFTPLUS
-        ddelta *= softplus_slope(dt);
+    io_t *du = out.u + at, *ddelta = out.delta + at;
+#if MATRIX_UNITS
+    const saved_t *rows = matrix_rows(s, CHUNK - 1, lane), *rows_before = rows;
+    io_t *factors_before = tile + FACTORS;
 #endif
-        w.dD += dy * u;
-        w.dbias += time < limit ? ddelta : 0.f;
-        store_if(time < limit, out.u + at, narrow(dt * gB + w.D * dy));
-        store_if(time < limit, out.delta + at, narrow(ddelta));
+    Operands operands[2];  // dt and dy, which the arithmetic starts from, are read a pair ahead
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        operands[i].dt = step[i * LANES];
+        operands[i].dy = widen(tile[DY + i * LANES + lane]);
     }
+#pragma unroll 1
+    for (int pair = last; pair >= 0; pair -= 2) {
+        float g[2][STATE];
+#if MATRIX_UNITS
+        __syncwarp();
+#endif
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const io_t *u = tile + i * LANES + lane;
+            operands[i].h = fetch_state(slot + i * LANES * SLOT, swap);
+            operands[i].u = widen(*u);
+        }
+        walk_step(w, g[1], operands[1], B + 2 * STATE, time < limit, du, ddelta);
+#if MATRIX_UNITS
+        // The sums for dB are those of the pair before, so that nothing waits for its g; the first time they are not kept.
+        float sum_C = pair_sums<false>(rows, tile + DY, lane), sum_B = pair_sums<true>(rows_before, factors_before, lane);
+#endif
+        walk_step(w, g[0], operands[0], B, time - steps.sign < limit, du - stride, ddelta - stride);
+        const int back = pair ? 2 * LANES : 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            operands[i].dt = step[i * LANES - back];
+            operands[i].dy = widen(tile[DY + i * LANES + lane - back]);
+        }
+#if MATRIX_UNITS
+        __syncwarp();
+#endif
+#pragma unroll
+        for (int i = 1; i >= 0; --i) store_state(slot + (i + 1) * LANES * SLOT, g[i], swap);
+#if MATRIX_UNITS
+        put_sums(tile + DY, sum_C, lane);
+        if (pair < last) put_sums(factors_before, sum_B, lane);
+        rows_before = rows;
+        factors_before = tile + FACTORS;
+        rows -= 2 * LANES * SLOT;
+#endif
+        slot -= 2 * LANES * SLOT;
+        tile -= 2 * LANES;
+        B -= 4 * STATE;
+        step -= 2 * LANES;
+        time -= 2 * steps.sign;
+        du -= 2 * stride;
+        ddelta -= 2 * stride;
+    }
+#if MATRIX_UNITS
+    __syncwarp();
+    float sum_B = pair_sums<true>(rows_before, factors_before, lane);
+    __syncwarp();
+    put_sums(factors_before, sum_B, lane);
+#endif
 }
 
-INLINE void stage_backward(const BackwardArgs &p, const Direction &d, BackwardShared &s, int buffer, Steps steps, const Place &at) {
-    stage<SEGMENT>(s.u[buffer], d.u, d.u_batch, d.u_time, steps, at);
-    stage<SEGMENT>(s.delta[buffer], d.delta, d.delta_batch, d.delta_time, steps, at);
+// The pitches fit: no row of a tensor that a GPU can hold is 2^31 elements from the next.
+INLINE void find_sources(const BackwardArgs &p, const Direction &d, BackwardShared &s, int batch, i64 row) {
+    s.first_sum = ((i64)blockIdx.x * p.directions * p.batch + row) * p.length * 2 * STATE;
+    s.source[0] = {d.u + batch * d.u_batch, (int)d.u_time};
+    s.source[1] = {d.delta + batch * d.delta_batch, (int)d.delta_time};
+    s.source[2] = {p.dy + (i64)batch * p.length * p.channels, p.channels};
+    s.source[3] = {d.B + batch * d.B_batch, (int)d.B_time};
+    s.source[4] = {d.C + batch * d.C_batch, (int)d.C_time};
+}
+
+INLINE void stage_backward(BackwardShared &s, int buffer, Steps steps, const Place &at) {
+    Source u = s.source[0], delta = s.source[1], dy = s.source[2], B = s.source[3], C = s.source[4];
+    Direction d = {nullptr, nullptr, B.start, C.start, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, B.pitch, 0, C.pitch};
+    stage<SEGMENT>(s.tile[buffer][0], u.start, 0, u.pitch, steps, at);
+    stage<SEGMENT>(s.tile[buffer][1], delta.start, 0, delta.pitch, steps, at);
     stage_projections<SEGMENT>(s.raw, d, steps, at);
-    stage<SEGMENT>(s.dy[buffer], p.dy, (i64)p.length * p.channels, p.channels, steps, at);
+    stage<SEGMENT>(s.tile[buffer][2], dy.start, 0, dy.pitch, steps, at);
 }
 
 extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backward(const __grid_constant__ BackwardArgs p) {
     extern __shared__ __align__(16) char shared[];
     BackwardShared &s = *(BackwardShared *)shared;
-    int way = blockIdx.z % p.directions, part_of_time = blockIdx.z / p.directions, splits = gridDim.z / p.directions, lane = threadIdx.x;
+    // There are one or two directions. Written as division, the loops below would not run on the uniform registers.
+    int way = blockIdx.z & (p.directions - 1), part_of_time = blockIdx.z >> (p.directions - 1), lane = threadIdx.x;
+    int splits = gridDim.z >> (p.directions - 1);
     Place place = {(int)blockIdx.y, (int)blockIdx.x * LANES, lane, p.length, p.channels};
     const Direction &d = p.direction[way];
     int channel = place.first_channel + lane;
     bool backward = way == 1 || p.reverse, inside = channel < p.channels;
     int limit = inside ? p.length : 0;  // a lane without a channel takes no steps and writes nothing
     i64 row = (i64)way * p.batch + place.batch, first = (i64)place.batch * p.length * p.channels + channel;
-    float *projections = p.projections + ((i64)blockIdx.x * p.directions * p.batch + row) * p.length * 2 * STATE;
 
     const float *carry = p.carry + (((i64)way * splits + part_of_time) * p.batch + place.batch) * p.channels * STATE;
     Walk w;
@@ -232,7 +344,9 @@ extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backwa
 
     int segments = (p.length + SEGMENT - 1) / SEGMENT, begin = part_of_time * p.split, end = min(begin + p.split, segments);
     int segment = backward ? begin : end - 1, step = backward ? 1 : -1, buffer = 0;
-    stage_backward(p, d, s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), place);
+    if (lane == 0) find_sources(p, d, s, place.batch, row);
+    __syncthreads();
+    stage_backward(s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), place);
     const saved_t *saved = p.states + ((row * segments + segment) * p.channels + (inside ? channel : 0)) * STATE;
     const i64 saved_step = (i64)step * p.channels * STATE;
     SavedState entering = fetch_state(saved, 0);
@@ -240,36 +354,32 @@ extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backwa
         copy_wait();
         widen_projections<SEGMENT>(s.projections[buffer], s.raw, lane);
         __syncthreads();
-        if (left > 1) stage_backward(p, d, s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), place);
+        if (left > 1) stage_backward(s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), place);
+        Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
+        step_sizes(s, w.bias, buffer, steps, limit, lane);
         for (int part = MERGE - 1; part >= 0; --part) {
             int first_row = part * CHUNK, first_time = segment * SEGMENT + (backward ? MERGE - 1 - part : part) * CHUNK;
             if (first_time >= p.length) continue;
             float h[STATE];
             unpack_state(h, entering);
-            for (int before = 0; before < part; ++before) {
-                int time = segment * SEGMENT + (backward ? MERGE - 1 - before : before) * CHUNK;
-                replay_chunk<false>(s, w, h, buffer, before * CHUNK, steps_of(time, CHUNK, backward), limit, lane);
-            }
+            for (int before = 0; before < part; ++before) replay_chunk<false>(s, w, h, buffer, before * CHUNK, lane);
             Steps chunk = steps_of(first_time, CHUNK, backward);
-            replay_chunk<true>(s, w, h, buffer, first_row, chunk, limit, lane);
-#if MATRIX_UNITS
-            warp_sums(s, s.dyw, lane);
+            replay_chunk<true>(s, w, h, buffer, first_row, lane);
+#if !MATRIX_UNITS
+            block_sums<false>(s, buffer, first_row, p.projections + s.first_sum + STATE, chunk, p.length, lane);
+#endif
             walk_chunk(p, s, w, p.gradient[way], first, buffer, first_row, chunk, limit, lane);
-            warp_sums(s, s.dtu, lane);
+#if !MATRIX_UNITS
+            block_sums<true>(s, buffer, first_row, p.projections + s.first_sum, chunk, p.length, lane);
+#endif
             // Read early what the next part of this segment, or the next segment, starts from.
             if (part == 0 && left > 1) saved += saved_step;
             entering = fetch_state(saved, 0);
-            __syncthreads();
-            write_sums(s, projections, chunk, p.length, lane);
-            __syncthreads();
-#else
-            block_sums(s, s.dyw, projections + STATE, chunk, p.length, lane);
-            walk_chunk(p, s, w, p.gradient[way], first, buffer, first_row, chunk, limit, lane);
-            block_sums(s, s.dtu, projections, chunk, p.length, lane);
-            if (part == 0 && left > 1) saved += saved_step;
-            entering = fetch_state(saved, 0);
-#endif
         }
+#if MATRIX_UNITS
+        __syncthreads();
+        write_sums(s, p.projections, buffer, steps, p.length, lane);
+#endif
     }
     if (!inside) return;
     float *parameters = p.parameters + (((i64)part_of_time * p.batch + place.batch) * p.directions + way) * (STATE + 2) * p.channels + channel;
