@@ -1,9 +1,11 @@
 """The table of speeds: what counts as better, and that nothing wrong is timed."""
 
+import csv
+
 import pytest
 import torch
 
-from vmrepro import bench
+from vmrepro import bench, paths
 from vmrepro.ops import chunked
 
 
@@ -37,3 +39,18 @@ def test_without_a_gpu_only_the_cpu_is_measured_and_kept(monkeypatch, capsys, tm
     assert "scan forward, CPU, 1 threads" in printed
     (kept,) = tmp_path.glob("speed/*.csv")
     assert kept.read_text().count("\n") == 2
+
+
+def test_the_readme_shows_the_recorded_table():
+    rows = list(csv.DictReader((paths.root() / "figures" / "speed" / "mini.csv").open()))
+    shown = [
+        line for line in (paths.root() / "README.md").read_text().splitlines() if line.startswith(("| scan ", "| VideoMamba-Ti "))
+    ]
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == row["work"]
+        assert cells[1] == f"{float(row['ours']):.4g} {row['unit']}"
+        assert cells[2] == f"{row['peer']} {float(row['peers']):.4g}"
+        assert float(cells[3]) == round(float(row["times_better"]), 2)
+        assert ("not reached" in cells[4]) == (row["met"] == "False")

@@ -1,7 +1,7 @@
 """How fast the operator and the model are, against their peers on the same device: ``python -m vmrepro.bench [--record]``.
 
 Every backend is first compared with the float64 definition, outputs and gradients; one that is wrong ends the command. A GPU
-takes about three minutes; without one only the CPU's row is measured. A peer that is not installed is listed as absent.
+takes about four minutes; without one only the CPU's row is measured. A peer that is not installed is listed as absent.
 """
 
 from __future__ import annotations

@@ -73,6 +73,13 @@ def test_what_was_not_measured_is_not_judged():
     assert fig1.rulings(numbers, "mini") == []
 
 
+def test_no_verdict_rests_on_the_public_kernels_as_we_put_them_together():
+    numbers = measured(SPEED | {"videomamba_mamba_ssm": lambda t: 10 / t}, MEMORY | {"videomamba_mamba_ssm": lambda t: 1e6 * t})
+    assert [r.verdict for r in fig1.rulings(numbers, "mini")] == [
+        r.verdict for r in fig1.rulings(measured(SPEED, MEMORY), "mini")
+    ]
+
+
 def test_smoke_judges_nothing():
     assert {verdict for _, verdict in verdicts(measured(SPEED, MEMORY), "smoke").values()} == {Verdict.NOT_TESTABLE}
 

@@ -42,7 +42,7 @@ def test_peak_memory_forgets_what_is_gone():
 
 def test_calls_are_repeated_for_the_budget(monkeypatch):
     made = []
-    monkeypatch.setattr(efficiency, "_once", lambda call, device: call() or 0.1)
+    monkeypatch.setattr(efficiency, "_seconds", lambda call: call() or 0.1)
     assert len(seconds_of(lambda: made.append(1), CPU, 0.0)) == efficiency.FEWEST
     assert len(made) == efficiency.FEWEST + efficiency.WARM_UP
     assert len(seconds_of(lambda: None, CPU, 0.55)) == 6

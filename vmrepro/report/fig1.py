@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 
 import pandas as pd
@@ -20,6 +21,7 @@ from vmrepro.store import Record
 
 FIGURE = "fig1"
 STATED_AT = 64  # frames
+HEAD_WIDTH = 150  # characters of a line above the picture
 # What is drawn, in this order: name, colour (of the colour-blind palette), marker.
 CURVES = {
     "videomamba_cuda": ("VideoMamba-Ti, our kernels", "#d55e00", "o"),
@@ -29,8 +31,9 @@ CURVES = {
     "joint_fused": ("joint attention, fused", "#cc78bc", "v"),
     "divided": ("divided attention (TimeSformer)", "#56b4e9", "P"),
 }
-# The paper ran the public kernels against materialised scores, so that pair comes first.
-OURS = ("videomamba_mamba_ssm", "videomamba_cuda")
+# Judged on our kernels. The public ones are put together by us, with flips and copies that the released model saves in part, so
+# what they take is an upper bound of what the released model takes, and would not do for a verdict against it.
+OURS = "videomamba_cuda"
 BASELINES = ("joint_naive", "joint_fused", "divided")
 MIB = 2**20
 
@@ -92,31 +95,30 @@ def slopes(numbers: pd.DataFrame, column: str) -> pd.Series:
 
 
 def rulings(numbers: pd.DataFrame, tier: Tier) -> list[Ruling]:
-    """C01 to C04, each for every pair of a VideoMamba and a baseline that was measured.
+    """C01 to C04, each against every baseline that was measured.
 
     C01 and C02 compare at 64 frames, C03 and C04 at each clip length, where the worst decides. Speeds are those at the largest
     batch that fits each model, their interval from the quartiles of the repeats; memory is a clip's share at the equal batch.
     """
     speed, memory = numbers[numbers["largest"]], numbers[~numbers["largest"]]
     rows = []
-    for subject, (kind, everywhere) in {
-        "C01": ("speed", False),
-        "C02": ("memory", False),
-        "C03": ("speed", True),
-        "C04": ("memory", True),
-    }.items():
-        for ours, baseline in _pairs(numbers):
-            part = speed if kind == "speed" else memory
-            ratios = _speed_ratios(part, ours, baseline) if kind == "speed" else _memory_ratios(part, ours, baseline)
-            if not everywhere:
+    for subject, ratios_of, part in (
+        ("C01", _speed_ratios, speed),
+        ("C02", _memory_ratios, memory),
+        ("C03", _speed_ratios, speed),
+        ("C04", _memory_ratios, memory),
+    ):
+        for baseline in _measured(numbers):
+            ratios = ratios_of(part, baseline)
+            if claim(subject).margin is not None:  # stated for one clip length
                 ratios = {frames: ratio for frames, ratio in ratios.items() if frames == STATED_AT}
-            rows.append(_ruling(subject, ours, baseline, ratios, tier))
+            rows.append(_ruling(subject, baseline, ratios, tier))
     return rows
 
 
-def _pairs(numbers: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def _measured(numbers: pd.DataFrame) -> Iterator[str]:
     measured = set(numbers.loc[numbers["status"] == "ok", "subject"])
-    return ((ours, base) for base in BASELINES for ours in OURS if {ours, base} <= measured)
+    return (base for base in BASELINES if {OURS, base} <= measured)
 
 
 def _by_frames(part: pd.DataFrame, subject: str) -> dict[int, pd.Series]:
@@ -124,9 +126,9 @@ def _by_frames(part: pd.DataFrame, subject: str) -> dict[int, pd.Series]:
     return {int(row["frames"]): row for _, row in rows.iterrows()}
 
 
-def _speed_ratios(part: pd.DataFrame, ours: str, baseline: str) -> dict[int, tuple[float, float, float]]:
+def _speed_ratios(part: pd.DataFrame, baseline: str) -> dict[int, tuple[float, float, float]]:
     """By frames: how many times faster, from the slowest to the fastest that the quartiles allow."""
-    left, right = _by_frames(part, ours), _by_frames(part, baseline)
+    left, right = _by_frames(part, OURS), _by_frames(part, baseline)
     return {
         frames: (
             left[frames]["clips_per_s"] / right[frames]["clips_per_s"],
@@ -137,16 +139,16 @@ def _speed_ratios(part: pd.DataFrame, ours: str, baseline: str) -> dict[int, tup
     }
 
 
-def _memory_ratios(part: pd.DataFrame, ours: str, baseline: str) -> dict[int, tuple[float, float, float]]:
+def _memory_ratios(part: pd.DataFrame, baseline: str) -> dict[int, tuple[float, float, float]]:
     """By frames: how many times less memory a clip takes; the same at every repeat."""
-    left, right = _by_frames(part, ours), _by_frames(part, baseline)
+    left, right = _by_frames(part, OURS), _by_frames(part, baseline)
     ratios = {
         frames: right[frames]["mib_per_clip"] / left[frames]["mib_per_clip"] for frames in sorted(left.keys() & right.keys())
     }
     return {frames: (ratio, ratio, ratio) for frames, ratio in ratios.items()}
 
 
-def _ruling(subject: str, ours: str, baseline: str, ratios: dict[int, tuple[float, float, float]], tier: Tier) -> Ruling:
+def _ruling(subject: str, baseline: str, ratios: dict[int, tuple[float, float, float]], tier: Tier) -> Ruling:
     asked = claim(subject)
     wanted = asked.margin or 1.0
     frames = min(ratios, key=lambda at: ratios[at][0], default=None)
@@ -160,7 +162,7 @@ def _ruling(subject: str, ours: str, baseline: str, ratios: dict[int, tuple[floa
     return Ruling(
         claim=asked.id,
         statement=asked.statement,
-        comparison=f"{what} {ours} against {baseline}, times better at {at}",
+        comparison=f"{what} {OURS} against {baseline}, times better at {at}",
         tier=tier,
         difference=ratio,
         low=low,
@@ -179,14 +181,16 @@ def draw(numbers: pd.DataFrame, tier: Tier) -> Figure:
         figure = Figure(figsize=(9.0, 4.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         largest = bool(numbers["largest"].any())
-        batch = "largest batch that fits" if largest else f"batch {equal}"
+        batch = "largest batch" if largest else f"batch {equal}"
         _panel(left, numbers[numbers["largest"] == largest], "clips_per_s", f"clips per second, {batch}")
         _panel(right, numbers[~numbers["largest"]], "mib_per_clip", f"peak memory of a clip (MiB), batch {equal}")
         left.set_title("(a) throughput", loc="left", fontweight="bold")
         right.set_title("(b) memory", loc="left", fontweight="bold")
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-        figure.suptitle(f"Fig. 1 at the {tier} tier, forward passes: {numbers['stamp'].iloc[0]}", fontsize=7.5, color="0.3")
+        curves = [dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True)) for axes in (left, right)]
+        handles = curves[0] | curves[1]
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        head = textwrap.fill(f"Fig. 1 at the {tier} tier, forward passes: {numbers['stamp'].iloc[0]}", HEAD_WIDTH)
+        figure.suptitle(head, fontsize=7.5, color="0.3")
     return figure
 
 

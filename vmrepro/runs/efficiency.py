@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import statistics
 import subprocess
 import time
@@ -66,27 +68,33 @@ class PeakMemory(TorchDispatchMode):
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, budget: float) -> list[float]:
-    """How long each of some calls takes, after a warm-up; as many as fit ``budget`` seconds, at least three."""
+    """How long each of some calls takes, after a warm-up; as many as fit ``budget`` seconds, at least three.
+
+    On a GPU they are queued one behind the other, so that the host's time shows only where it is what the GPU waits for.
+    """
     for _ in range(WARM_UP):
         call()
-    taken: list[float] = []
-    while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < budget):
-        taken.append(_once(call, device))
-    return taken
-
-
-def _once(call: Callable[[], Any], device: torch.device) -> float:
     if device.type != "cuda":
-        began = time.perf_counter()
+        taken = [_seconds(call)]
+        while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < budget):
+            taken.append(_seconds(call))
+        return taken
+    torch.cuda.synchronize(device)
+    one = _seconds(lambda: (call(), torch.cuda.synchronize(device)))
+    count = max(FEWEST, min(MOST, int(budget / one)))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
         call()
-        return time.perf_counter() - began
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        mark.record()
     torch.cuda.synchronize(device)
-    start.record()
+    return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(marks)]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
     call()
-    end.record()
-    torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1e3
+    return time.perf_counter() - began
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -158,7 +166,7 @@ def make_call(spec: Measurement, model: nn.Module, batch: int, device: torch.dev
 def measure(spec: Measurement, device: torch.device, batch: int) -> dict[str, Any]:
     """One row: clips a second with the quartiles of the repeats, and memory.
 
-    bytes_per_clip: above weights and input (and, training, the optimiser's state). peak_bytes: all that is allocated on a GPU.
+    bytes_per_clip: above weights and input (and, training, the optimiser's state). peak_bytes: with these, on a GPU.
     ``status`` is "ok", "out of memory", or why the model cannot be built here; numbers are None unless it is "ok".
     """
     row: dict[str, Any] = {
@@ -172,13 +180,16 @@ def measure(spec: Measurement, device: torch.device, batch: int) -> dict[str, An
         "status": "ok",
     }
     numbers = dict.fromkeys(("clips_per_s", "low", "high", "repeats", "bytes_per_clip", "peak_bytes"))
+    gc.collect()  # what a model before this one left
+    _release(device)
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     try:
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(_release, device)
             call = make_call(spec, build(spec, device), batch, device)
             call()
             taken = peak_bytes(call, device)
-            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+            peak = torch.cuda.max_memory_allocated(device) - held if device.type == "cuda" else None
             times = seconds_of(graphed(call) if spec.graph and device.type == "cuda" else call, device, spec.seconds)
             del call
     except torch.OutOfMemoryError:

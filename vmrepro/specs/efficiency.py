@@ -63,7 +63,7 @@ FRAMES = {"smoke": (16, 32, 64, 128), "mini": (8, 16, 32, 64, 128, 256), "paper"
 def fig1(tier: Tier) -> list[Measurement]:
     """Throughput and memory of VideoMamba-Ti and of attention against clip length (Fig. 1, claims C01 to C04).
 
-    mini: 224 pixels on one GPU, at an equal batch of 4 and at the largest that fits, four minutes on one H200. paper: the
+    mini: 224 pixels on one GPU, at an equal batch of 4 and at the largest that fits, five minutes on one H200. paper: the
     batch of 128 that the paper states, and its clip lengths. smoke: tiny models on a CPU, for the shape of the curves.
     """
     if tier not in TIERS:
