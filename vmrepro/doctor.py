@@ -155,7 +155,7 @@ def _packages() -> Finding:
         if version.partition("+")[0] != pins[name]:  # +cpu and +cu130 are builds of one version
             differences.append(f"{name} {version} instead of {pins[name]}")
     if differences:
-        return "warn", ", ".join(differences), "numbers may differ: environment/install.sh .venv"
+        return "warn", ", ".join(differences), "numbers may differ; `environment/install.sh .venv` takes those of lock.txt"
     return "ok", f"{len(KEY_PACKAGES)} key packages as in environment/lock.txt", ""
 
 
