@@ -121,7 +121,8 @@ def test_without_gradients_in_slices(folder, monkeypatch, with_residual, reuse):
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "sizes"), [(64, 12545, (22, 42)), (128, 1569, (44, 84)), (1, 1569, (1,)), (64, 197, (64,))]
+    ("batch", "length", "sizes"),
+    [(64, 12545, (22, 42)), (128, 1569, (44, 84)), (1, 1569, (1,)), (64, 197, (64,)), (1, 100_001, (1,)), (2, 50_177, (1, 1))],
 )
 def test_slices_fill_132_multiprocessors(monkeypatch, batch, length, sizes):
     monkeypatch.setattr(block.driver, "multiprocessors", lambda device: 132)

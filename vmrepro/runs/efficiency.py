@@ -241,9 +241,18 @@ def run(figure: str, specs: Sequence[Measurement], tier: Tier, device: str = "au
 
     Smoke is measured on the CPU unless told otherwise. RuntimeError for a device that is absent, as ``runner.run`` raises.
     """
-    device = distributed.join("cpu" if device == "auto" and tier == "smoke" else device).device
-    where = provenance.describe_device(device)
+    place = distributed.join("cpu" if device == "auto" and tier == "smoke" else device).device
     threads = torch.get_num_threads()
+    if place.type == "cpu":
+        torch.set_num_threads(1)  # other processes disturb one thread least
+    try:
+        return _record(figure, specs, tier, place)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _record(figure: str, specs: Sequence[Measurement], tier: Tier, device: torch.device) -> store.Record:
+    where = provenance.describe_device(device)
     spec = {"experiment": {"id": figure, "tier": tier, "measurements": [asdict(s) for s in specs]}, "seed": 0, "device": where}
     identifier = store.run_id(f"{figure}-{tier}", spec, 0)
     if (record := store.read(identifier)) is not None:
@@ -253,13 +262,12 @@ def run(figure: str, specs: Sequence[Measurement], tier: Tier, device: str = "au
         if store.read(identifier) is None:
             store.write_json(folder / "spec.json", spec)
             began = time.perf_counter()
-            if device.type == "cpu":
-                torch.set_num_threads(1)  # other processes disturb one thread least
-            try:
-                store.write_metrics(folder, measure_all(specs, device))
-            finally:
-                torch.set_num_threads(threads)
-            signed = provenance.collect(device, "auto", 1) | {"seed": 0, "clocks": clocks(device)}
+            store.write_metrics(folder, measure_all(specs, device))
+            signed = provenance.collect(device, "auto", 1) | {
+                "backend": "as each subject says",
+                "seed": 0,
+                "clocks": clocks(device),
+            }
             signed |= {"wall_seconds": round(time.perf_counter() - began, 2)}
             store.write_json(folder / "provenance.json", signed)
     return store.read(identifier)

@@ -1,6 +1,6 @@
 """A whole block, add, norm and two-way mixer, as one torch operator: what keeps its memory small and its products aligned.
 
-Letters as in ``vmrepro.models.blocks``. Without gradients the sequences go through in slices that just fill the GPU, so that what
+Letters as in ``vmrepro.models.blocks``. Without gradients the sequences go through in two slices that fill the GPU, so that what
 lies between input and output projection exists for one slice only. With gradients the residual stream, the sum before the gate
 and the saved states are kept; everything else is computed again in the backward pass, which costs a tenth of the step.
 """
@@ -15,9 +15,8 @@ from vmrepro.ops.cuda import driver, fused, scan
 from vmrepro.ops.cuda.layout import IO, STATES, pass_times
 from vmrepro.ops.cuda.operators import differentiable, operator
 
-PER_WAY = (
-    7  # tensors: conv weight (di, width) and bias (di), x_proj (R + 2N, di), dt_proj (di, R) and bias (di), A (di, N), D (di)
-)
+# Tensors of a direction: conv weight (di, width) and bias, x_proj (R + 2N, di), dt_proj (di, R) and bias, A (di, N), D (di).
+PER_WAY = 7
 ALIGNMENT = 8  # rows of a product's operands, in elements: half as fast where they are no multiple of 16 bytes
 SMALLEST_SLICE = 32_768  # tokens; below it, launches would show
 
@@ -58,9 +57,8 @@ class Weights:
         weights = cls(packed, width, inner, state, rank)
         x_projs, dt_projs = ways[2::PER_WAY], ways[3::PER_WAY]
         targets = [weights.in_proj, weights.out_proj]
-        targets += [part for x in weights.x_proj for part in (x[:rank], x[weights.filled :])] + [
-            t[:, :rank] for t in weights.dt_proj
-        ]
+        targets += [part for x in weights.x_proj for part in (x[:rank], x[weights.filled :])]
+        targets += [dt[:, :rank] for dt in weights.dt_proj]
         sources = [in_proj, out_proj, *(part for x in x_projs for part in (x[:rank], x[rank:])), *dt_projs]
         torch._foreach_copy_(targets, sources)
         return weights
@@ -85,14 +83,14 @@ def _each(ways: list[Tensor]) -> Iterator[list[Tensor]]:
 
 def _slices(batch: int, length: int, channels: int, device: torch.device) -> tuple[int, ...]:
     """How many sequences go through together without gradients: two slices, which take least time, unless they were tiny."""
-    if batch * length < 2 * SMALLEST_SLICE:
+    if batch < 2 or batch * length < 2 * SMALLEST_SLICE:
         return (batch,)
 
     def cost(first: int) -> tuple[float, int]:
         sizes, multiprocessors = (first, batch - first), driver.multiprocessors(device)
         return sum(min(pass_times(channels, n, multiprocessors).values()) for n in sizes), max(sizes)
 
-    first = min(range(-(-batch // 3), batch * 2 // 3 + 1), key=cost, default=batch)
+    first = min(range(-(-batch // 3), batch * 2 // 3 + 1), key=cost)
     return (first, batch - first)
 
 
@@ -238,10 +236,8 @@ def block_backward(
         _rows(du).addmm_(_rows(dproduct), weights.x_proj[i])
         dx_proj = torch.cat([dx_proj[:rank], dx_proj[weights.filled :]])
         dA, dD, dbias = parameters[i].split((state, 1, 1))
-        of_ways.append(
-            [torch.empty_like(way[0]), torch.empty_like(way[1]), dx_proj, ddt_proj[:, :rank].contiguous(), dbias[0].clone()]
-        )
-        of_ways[i] += [dA.t().contiguous(), dD[0].clone()]
+        taps = [torch.empty_like(way[0]), torch.empty_like(way[1])]  # filled below
+        of_ways.append([*taps, dx_proj, ddt_proj[:, :rank].contiguous(), dbias[0].clone(), dA.t().contiguous(), dD[0].clone()])
     del inputs, deltas, streams, ddelta, product, products, projections
     dx = torch.empty_like(ungated)
     taps = fused.conv_backward_into(dx, *dus, x, [way[i] for way in _each(ways) for i in (0, 1)])
