@@ -32,6 +32,8 @@ def test_what_the_kernels_do_not_take_is_refused(change, message):
 
     with pytest.raises(NotImplementedError, match=message):
         mamba_ssm.selective_scan(**scan_inputs(4, change.pop("dtype", torch.float32), **change))
+    with pytest.raises(NotImplementedError, match="float64"):
+        mamba_ssm.selective_scan(**(half := scan_inputs(4, torch.float32)) | {"u": half["u"].double()})
     with pytest.raises(NotImplementedError, match=r"widths in \(2, 3, 4\), got torch\.float32 and 5"):
         mamba_ssm.causal_conv1d(torch.randn(1, 3, 4), torch.randn(4, 5))
     with pytest.raises(NotImplementedError, match="float64"):
