@@ -116,9 +116,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     from vmrepro.report import fig1, tables
     from vmrepro.runs.efficiency import run
 
-    saved = fig1.save(
-        run(arguments.id, efficiency.FIGURES[arguments.id](arguments.tier), arguments.tier, arguments.device), arguments.tier
-    )
+    measurements = efficiency.FIGURES[arguments.id](arguments.tier)
+    saved = fig1.save(run(arguments.id, measurements, arguments.tier, arguments.device), arguments.tier)
     print(fig1.finals(saved.numbers).T.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"))
     print(tables.text(tables.verdicts(fig1.rulings(saved.numbers, arguments.tier), brief=True)))
     return 0

@@ -300,3 +300,20 @@ def test_classifier_can_be_replaced_and_removed():
         assert torch.equal(model(x), model.forward_features(x)[:, 0])
     with pytest.raises(ValueError, match="class token"):
         model.reset_classifier(3, global_pool="avg")
+
+
+@pytest.mark.parametrize("place", ["layers.0", "pos_drop", "norm_f"])
+def test_memory_is_used_again_only_where_nobody_can_see_it(monkeypatch, place):
+    model = create_model("videomamba", depth=2, embed_dim=16, img_size=32, num_classes=3).eval()
+    asked = []
+    plain = type(model.layers[0]).forward
+    monkeypatch.setattr(type(model.layers[0]), "forward", lambda *given, reuse: asked.append(reuse) or plain(*given))
+    x = torch.randn(1, 3, 32, 32)
+    model(x)
+    with torch.no_grad():
+        model(x)
+        handle = model.get_submodule(place).register_forward_hook(lambda *call: None)
+        model(x)
+        handle.remove()
+        model(x)
+    assert asked == [False] * 2 + [True] * 2 + [False] * 2 + [True] * 2

@@ -182,6 +182,30 @@ def test_a_block_uses_it(emulator, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("part", ["mixer", "mixer.x_proj", "norm"])
+def test_a_part_that_is_watched_is_called(monkeypatch, part):
+    monkeypatch.setattr("vmrepro.models.blocks.add_norm_mix", lambda *given, **options: pytest.fail("the part was passed over"))
+    layer, seen = Block(WIDTH, backend="chunked"), []
+    layer.get_submodule(part).register_forward_hook(lambda *call: seen.append(part))
+    layer(torch.randn(1, 3, WIDTH))
+    assert set(seen) == {part}
+
+
+def test_a_part_that_was_replaced_is_called(monkeypatch):
+    """As by an adapter that keeps the old weight beside its own."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    monkeypatch.setattr("vmrepro.models.blocks.add_norm_mix", lambda *given, **options: pytest.fail("the part was passed over"))
+    layer = Block(WIDTH, backend="chunked")
+    layer.mixer.out_proj = Adapted(2 * WIDTH, WIDTH, bias=False)
+    with torch.no_grad():
+        layer.mixer.out_proj.weight.zero_()
+    assert torch.equal(layer(torch.randn(1, 3, WIDTH))[0], torch.ones(1, 3, WIDTH))
+
+
 def test_registration_as_operators(emulator):
     inputs = block_inputs(9, torch.float32)
     ways = []

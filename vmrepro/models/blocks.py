@@ -76,6 +76,11 @@ def make_norm(kind: Literal["rms", "layer"], width: int, *, backend: str = "auto
     return RMSNorm(width, backend=backend) if kind == "rms" else LayerNorm(width)
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody watches the calls of the module or of a part of it."""
+    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in module.modules())
+
+
 def scale_samples(hidden: Tensor, factors: Tensor | None) -> Tensor:
     """hidden (batch, ...) times a factor for each sample, (batch,), or as it is without factors."""
     return hidden if factors is None else hidden * factors.to(hidden.dtype).view(-1, *(1,) * (hidden.ndim - 1))
@@ -208,10 +213,16 @@ class Block(nn.Module):
         return self.mixer(normed), residual
 
     def _at_once(self, hidden: Tensor, residual: Tensor | None, keep: Tensor | None, reuse: bool) -> tuple[Tensor, Tensor] | None:
-        """The same by one operator, or None where there is none for this block on this device."""
+        """The same by one operator, or None where there is none for this block on this device.
+
+        Parts that are watched, or that somebody has put other modules in place of, are called one by one.
+        """
         mixer = self.mixer
+        if not (mixer.bidirectional and type(self.norm) is RMSNorm and type(mixer) is BiMambaMixer) or hooked(self.norm):
+            return None
+        usual = all(type(part) in (nn.Linear, nn.Conv1d) for part in mixer.children())
         biased = mixer.in_proj.bias is not None or mixer.out_proj.bias is not None or mixer.conv1d.bias is None
-        if biased or not mixer.bidirectional or not isinstance(self.norm, RMSNorm):
+        if biased or not usual or hooked(mixer):
             return None
         parameters = (self.norm.weight, EPS, mixer.in_proj.weight, mixer.out_proj.weight, mixer.way(""), mixer.way("_b"))
         options = {"keep": keep, "reuse": reuse, "backend": mixer.backend}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmrepro.models.blocks import Block, DropPath, make_norm, widen
+from vmrepro.models.blocks import Block, DropPath, hooked, make_norm, widen
 from vmrepro.models.initialise import initialise, initialise_linear
 from vmrepro.ops import BACKENDS
 from vmrepro.specs.schema import ModelSpec
@@ -105,9 +105,9 @@ class VideoMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Final-normed tokens (B, L, d), class token first, from floating-point images (B, C, H, W) or videos (B, C, T, H, W)."""
         hidden, residual = self.embed(x), None
+        # A hook may keep what it sees; else nobody needs a block's inputs but a backward pass.
+        reuse = not (torch.is_grad_enabled() or hooked(self))
         for block in self.layers:
-            # A hook may keep what a block returns; else nobody needs a block's inputs but a backward pass.
-            reuse = not (torch.is_grad_enabled() or block._forward_hooks)
             hidden, residual = block(hidden, residual, reuse=reuse)
         return self.norm_f(self.drop_path(hidden), residual)[0]
 

@@ -2,7 +2,7 @@
 
 Letters as in ``vmrepro.models.blocks``. Without gradients the sequences go through in two slices that fill the GPU, so that what
 lies between input and output projection exists for one slice only. With gradients the residual stream, the sum before the gate
-and the saved states are kept; everything else is computed again in the backward pass, which costs a tenth of the step.
+and the saved states are kept; everything else is computed again in the backward pass.
 """
 
 from collections.abc import Iterator
@@ -236,11 +236,10 @@ def block_backward(
         _rows(du).addmm_(_rows(dproduct), weights.x_proj[i])
         dx_proj = torch.cat([dx_proj[:rank], dx_proj[weights.filled :]])
         dA, dD, dbias = parameters[i].split((state, 1, 1))
-        taps = [torch.empty_like(way[0]), torch.empty_like(way[1])]  # filled below
-        of_ways.append([*taps, dx_proj, ddt_proj[:, :rank].contiguous(), dbias[0].clone(), dA.t().contiguous(), dD[0].clone()])
+        of_conv = [torch.empty_like(way[0]), torch.empty_like(way[1])]  # filled below
+        of_ways.append([*of_conv, dx_proj, ddt_proj[:, :rank].contiguous(), dbias[0].clone(), dA.t().contiguous(), dD[0].clone()])
     del inputs, deltas, streams, ddelta, product, products, projections
-    dx = torch.empty_like(ungated)
-    taps = fused.conv_backward_into(dx, *dus, x, [way[i] for way in _each(ways) for i in (0, 1)])
+    dx, taps = fused.conv_backward(*dus, x, *(way[i] for way in _each(ways) for i in (0, 1)))
     for of_way, part in zip(of_ways, taps, strict=True):
         of_way[0].copy_(part[:-1].t())
         of_way[1].copy_(part[-1])

@@ -14,7 +14,6 @@ struct ConvArgs {
     io_t *out_f, *out_b;                                 // (batch, length, channels)
     const io_t *dout_f, *dout_b;                         // backward only, as all below
     io_t *dx;
-    i64 dx_batch, dx_time;
     float *parameters;  // (batch * tiles, 2 * (WIDTH + 1), channels): parts of dwf, dbf, dwb, dbb
     int length, channels;
 };
@@ -156,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const __grid
                 grad.bias_f[c] += own_f;
                 grad.bias_b[c] += own_b;
             }
-            if (t >= begin && t < end) store_pack(p.dx + blockIdx.z * p.dx_batch + channel, p.dx_time, t, dx);
+            if (t >= begin && t < end) store_pack(p.dx + out, p.channels, t, dx);
         }
     }
     float *parameters = p.parameters + ((i64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * (WIDTH + 1) * p.channels + channel;

@@ -23,10 +23,10 @@ class ConvArgs(ctypes.Structure):
         ("x", Pointer),
         ("x_batch", Stride),
         ("x_time", Stride),
-        *((name, Pointer) for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx")),
-        ("dx_batch", Stride),
-        ("dx_time", Stride),
-        ("parameters", Pointer),
+        *(
+            (name, Pointer)
+            for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx", "parameters")
+        ),
         ("length", Int),
         ("channels", Int),
     )
@@ -46,14 +46,13 @@ class NormArgs(ctypes.Structure):
 
 def _conv(kernel: str, x: Tensor, taps: list[Tensor], **pointers: Tensor) -> None:
     batch, length, channels = x.shape
-    dx = pointers.get("dx", x)
-    strides = (*x.stride()[:2], *dx.stride()[:2])
-    aligned = all(t.data_ptr() % (2 * t.itemsize) == 0 for t in (x, dx))
-    pair = aligned and all(stride % 2 == 0 for stride in (*strides, channels))
+    strides = (*x.stride()[:2], channels)
+    pair = x.data_ptr() % (2 * x.itemsize) == 0 and all(stride % 2 == 0 for stride in strides)
     pack, width = (2 if pair else 1), taps[0].shape[1]
     names = dict(zip(("weight_f", "bias_f", "weight_b", "bias_b"), taps, strict=True)) | pointers | {"x": x}
-    numbers = dict(zip(("x_batch", "x_time", "dx_batch", "dx_time"), strides, strict=True))
-    args = ConvArgs(length=length, channels=channels, **numbers, **{name: t.data_ptr() for name, t in names.items()})
+    args = ConvArgs(
+        x_batch=strides[0], x_time=strides[1], length=length, channels=channels, **{k: t.data_ptr() for k, t in names.items()}
+    )
     defines = (("IO", IO[x.dtype]), ("WIDTH", width), ("PACK", pack), ("THREADS", CONV_THREADS), ("TILE", CONV_TILE))
     grid = (-(-channels // (CONV_THREADS * pack)), -(-length // CONV_TILE), batch)
     driver.launch(("intrinsics.cu", "io.cu", "conv.cu"), kernel, defines, grid, CONV_THREADS, 0, args, x.device)
@@ -80,16 +79,12 @@ def conv_backward(
     dout_f: Tensor, dout_b: Tensor, x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(dx, (2, width + 1, channels) with the gradients of the taps and, last, of the bias of each direction)."""
+    (batch, length, channels), width = x.shape, weight_f.shape[1]
     dx = x.new_empty(x.shape)
-    return dx, conv_backward_into(dx, dout_f, dout_b, x, [weight_f, bias_f, weight_b, bias_b])
-
-
-def conv_backward_into(dx: Tensor, dout_f: Tensor, dout_b: Tensor, x: Tensor, taps: list[Tensor]) -> Tensor:
-    """Fills dx, which may be a part of wider rows, and returns the gradients of the parameters as ``conv_backward`` does."""
-    (batch, length, channels), width = x.shape, taps[0].shape[1]
-    parameters = taps[0].new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
+    parameters = weight_f.new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
+    taps = [weight_f, bias_f, weight_b, bias_b]
     _conv("conv_backward", x, taps, dout_f=dout_f, dout_b=dout_b, dx=dx, parameters=parameters)
-    return parameters.sum(0)
+    return dx, parameters.sum(0)
 
 
 def _conv_setup(ctx, inputs, output):
