@@ -100,6 +100,13 @@ def test_the_picture_shows_the_largest_batch_and_the_equal_one():
         assert set(shown["series"]) == {fig1.CURVES[subject][0] for subject in SPEED}
 
 
+@pytest.mark.parametrize("tier", ["smoke", "mini"])
+def test_smoke_is_not_drawn_as_the_papers_model_or_clips(tier):
+    figure = fig1.draw(measured(SPEED, MEMORY, frames=(16, 64, 128)), tier)
+    words = " ".join([*(axes.get_xlabel() for axes in figure.axes), *figures.drawn(figure)["series"]])
+    assert ("224" in words) == ("VideoMamba-Ti" in words) == (tier != "smoke")
+
+
 def test_what_a_page_needs_of_a_figure():
     assert set(fig1.DATA) == set(TIERS)
     finals = fig1.finals(measured(SPEED, MEMORY))
