@@ -19,7 +19,7 @@ SCRIPTS = {
     "b": "imagenet_distill/videomamba_base/res224",
 }
 TABLE1 = {row.values["model_size"].lower(): row.values for row in reference.table("table1")}
-IDS = [experiment.id for experiment in catalog.experiments("paper")]
+IDS = [experiment.id for experiment in catalog.fig6("paper")]
 EVERY = [pytest.param(experiment, id=f"{experiment.id}-{tier}") for tier in TIERS for experiment in catalog.experiments(tier)]
 
 
@@ -44,16 +44,23 @@ def test_every_model_can_be_built(experiment):
 
 
 @pytest.mark.parametrize("experiment", EVERY)
-def test_every_answered_claim_exists(experiment):
-    assert experiment.reproduces
-    assert [claims.claim(id).id for id in experiment.reproduces] == list(experiment.reproduces)
+def test_every_answered_claim_and_row_exists(experiment):
+    assert experiment.reproduces or "control" in experiment.id
+    for id in experiment.reproduces:
+        assert claims.claim(id).id == id if id.startswith("C") else reference.rows(id)[0].id == id
 
 
-def test_ids_are_unique_and_the_same_at_every_tier():
-    assert len(set(IDS)) == len(IDS) > 0
+def test_ids_are_unique_and_those_of_fig6_the_same_at_every_tier():
     for tier in TIERS:
-        assert [experiment.id for experiment in catalog.experiments(tier)] == IDS
-        assert {experiment.tier for experiment in catalog.experiments(tier)} == {tier}
+        everything = catalog.experiments(tier)
+        assert len({experiment.id for experiment in everything}) == len(everything) > 0
+        assert [experiment.id for experiment in catalog.fig6(tier)] == IDS
+        assert {experiment.tier for experiment in everything} == {tier}
+
+
+def test_every_row_is_trained_by_one_experiment():
+    rows = [id for experiment in catalog.experiments("paper") for id in experiment.reproduces if not id.startswith("C")]
+    assert len(rows) == len(set(rows)) > 10
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -141,7 +148,11 @@ def test_find_names_a_figure_or_one_experiment():
 
 @pytest.mark.parametrize(
     ("id", "advice"),
-    [("fig6_m_distil", "did you mean 'fig6_m_distill'"), ("fig_6", "did you mean 'fig6'"), ("?", "known are fig6, fig6_s, ")],
+    [
+        ("fig6_m_distil", "did you mean 'fig6_m_distill'"),
+        ("fig_6", "did you mean 'fig6'"),
+        ("?", "known are fig6, fig7, fig6_s, "),
+    ],
 )
 def test_an_unknown_id_is_answered_with_the_nearest(id, advice):
     with pytest.raises(ValueError, match=f"unknown experiment .*{advice}"):
@@ -172,4 +183,4 @@ def test_images_in_a_pass():
 
     experiment = one("fig6_s", "mini")
     assert catalog.train_images(experiment) == data.build(experiment.data, 0, torch.device("cpu")).train_size
-    assert catalog.train_images(one("fig6_s", "paper")) == catalog.IMAGENET_TRAIN_IMAGES
+    assert catalog.train_images(one("fig6_s", "paper")) == catalog.TRAIN_IMAGES["imagenet"]

@@ -7,10 +7,23 @@ import pytest
 
 from vmrepro import paths
 from vmrepro.specs import catalog
-from vmrepro.specs.schema import AugmentSpec, DataSpec, DistillSpec, Experiment, ModelSpec, TrainSpec, digest, to_dict
+from vmrepro.specs.schema import (
+    SCANS,
+    AugmentSpec,
+    ClipSpec,
+    DataSpec,
+    DistillSpec,
+    Experiment,
+    ModelSpec,
+    StartSpec,
+    TrainSpec,
+    digest,
+    to_dict,
+)
 
 MODEL = {"depth": 2, "embed_dim": 16}
 DATA = {"name": "digits", "img_size": 8, "num_classes": 10}
+CLIP = {"num_frames": 4}
 TRAIN = {"epochs": 5, "batch_size": 4, "lr": 0.1}
 
 
@@ -45,13 +58,37 @@ def experiment(**changes) -> Experiment:
         (ModelSpec, MODEL, {"img_size": 224.0}, r"img_size must be an integer or \(height, width\)"),
         (ModelSpec, MODEL, {"img_size": (224, 8)}, "smaller than one patch of 16 pixels"),
         (ModelSpec, MODEL, {"num_frames": 9, "kernel_size": 2}, "num_frames 9 is not a multiple .* kernel_size=2"),
-        (DataSpec, DATA, {"name": "cifar"}, "name must be one of 'digits', 'imagenet', got 'cifar'"),
+        (DataSpec, DATA, {"name": "cifar"}, "name must be one of 'digits', 'imagenet', .*, got 'cifar'"),
+        (ModelSpec, MODEL, {"scan": "diagonal", "num_frames": 4}, "scan must be one of 'spatial_first', .*, got 'diagonal'"),
+        *[(ModelSpec, MODEL, {"scan": scan}, f"scan '{scan}' .* needs num_frames") for scan in SCANS[1:]],
+        (ModelSpec, MODEL, {"scan": SCANS[1], "num_frames": 4, "bidirectional": False}, "needs num_frames and bidirectional"),
+        *[
+            (ClipSpec, CLIP, {name: value}, f"{name} must be a positive integer, got {value!r}")
+            for name in ("num_frames", "stride", "test_clips")
+            for value in (0, -2, 2.0)
+        ],
+        (ClipSpec, CLIP, {"sampling": "random"}, "sampling must be one of 'sparse', 'segments', 'dense', got 'random'"),
+        (ClipSpec, CLIP, {"test_crops": 2}, "test_crops must be one of 1, 3, got 2"),
+        (ClipSpec, CLIP, {"control": "reversed"}, "control must be one of None, 'shuffled', 'single'"),
+        (DataSpec, DATA, {"clip": ClipSpec(num_frames=4)}, "clip is for videos, .* got 'digits'"),
+        (DataSpec, DATA | {"clip": ClipSpec(num_frames=4), "name": "ssv2"}, {"clip": None}, "they need one; got 'ssv2' and None"),
+        (DataSpec, DATA, {"name": "moving_digits"}, "label must be 'digit' for moving digits without a clip"),
+        (DataSpec, DATA, {"label": "colour"}, "label must be one of 'motion', 'digit'"),
+        (DataSpec, DATA, {"videos": 1}, "videos must be 2 or more"),
+        (TrainSpec, TRAIN, {"input_lr_scale": -1.0}, "input_lr_scale must be a finite number"),
+        (StartSpec, {"checkpoint": "a.pth"}, {"checkpoint": None}, "an experiment or a checkpoint file, one of the two"),
         (TrainSpec, TRAIN, {"schedule": "constant"}, "schedule must be one of 'step', 'epoch_lagged'"),
         (TrainSpec, TRAIN, {"precision": "fp16"}, "precision must be one of .*'bf16', got 'fp16'"),
         (TrainSpec, TRAIN, {"epochs": 0}, "epochs and batch_size must be positive"),
         (TrainSpec, TRAIN, {"batch_size": -1}, "epochs and batch_size must be positive"),
         (TrainSpec, TRAIN, {"warmup_epochs": 6}, "warmup_epochs must lie between 0 and epochs = 5, got 6"),
         (experiment, {}, {"tier": "huge"}, "tier must be one of 'smoke', 'mini', 'paper', got 'huge'"),
+        (
+            experiment,
+            {},
+            {"model": ModelSpec(**MODEL, img_size=8, patch_size=2, num_classes=10, num_frames=4)},
+            "the model takes 4 frames, the data gives None",
+        ),
         (experiment, {}, {"data": DataSpec(**DATA | {"num_classes": 9})}, "the model has 10 classes, the data 9"),
     ],
 )

@@ -25,6 +25,18 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
+# Fig. 7a, row by row: the orders in which the tokens of a clip are scanned; ``models/scan_order.py`` says what each means here.
+SCANS = (
+    "spatial_first",
+    "temporal_first",
+    "spatiotemporal_v1",
+    "spatiotemporal_v2",
+    "half_spatial_half_temporal",
+    "half_temporal_half_spatial",
+    "alternating",
+)
+
+
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
@@ -50,6 +62,7 @@ class ModelSpec:
     num_classes: int = 1000  # 0: no classifier, the model gives the class token
     num_frames: int | None = None
     kernel_size: int = 1  # tubelet length in frames
+    scan: str = "spatial_first"  # one of SCANS
     d_state: int = 16
     d_conv: int = 4
     expand: int = 2
@@ -81,6 +94,11 @@ class ModelSpec:
             _require(0.0 <= getattr(self, name) < 1.0, f"ModelSpec.{name} must lie in [0, 1), got {getattr(self, name)!r}")
         _choice("ModelSpec", "norm", self.norm, ("rms", "layer"))
         _choice("ModelSpec", "initialisation", self.initialisation, ("released", "mamba"))
+        _choice("ModelSpec", "scan", self.scan, SCANS)
+        _require(
+            self.scan == SCANS[0] or (self.num_frames is not None and self.bidirectional),
+            f"ModelSpec.scan {self.scan!r} mixes the space and time of a clip, both ways: it needs num_frames and bidirectional",
+        )
         # A list from JSON, a pair from timm: a square has one spelling, hence one digest.
         size = tuple(self.img_size) if isinstance(self.img_size, list | tuple) else (self.img_size, self.img_size)
         _require(
@@ -150,23 +168,72 @@ class AugmentSpec:
         for name in ("random_erasing", "hflip", "mixup_prob", "switch_prob", "label_smoothing"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"AugmentSpec.{name} must lie in [0, 1], got {value!r}")
-        for name in ("mixup", "cutmix", "max_shift", "repeats"):
+        for name in ("mixup", "cutmix", "max_shift"):
             value = getattr(self, name)
             _require(value >= 0, f"AugmentSpec.{name} must be zero or more, got {value!r}")
+        _require(self.repeats >= 1, f"AugmentSpec.repeats must be one or more, got {self.repeats!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """Which frames of a video make a clip, and which views of it a test takes (paper section 4.2; released loaders).
+
+    ``control`` makes a negative control: the frames of a clip in random order, or its middle frame alone, repeated.
+    """
+
+    num_frames: int
+    sampling: Literal["sparse", "segments", "dense"] = "sparse"  # as released for K400; for SSV2; dense windows
+    stride: int = 4  # frames from one of a dense clip to the next
+    test_clips: int = 1  # at different times
+    test_crops: int = 1  # along the longer side: 1 is the centre, 3 both ends as well
+    control: Literal[None, "shuffled", "single"] = None
+
+    def __post_init__(self) -> None:
+        _choice("ClipSpec", "sampling", self.sampling, ("sparse", "segments", "dense"))
+        _choice("ClipSpec", "control", self.control, (None, "shuffled", "single"))
+        for name in ("num_frames", "stride", "test_clips"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"ClipSpec.{name} must be a positive integer, got {value!r}")
+        _choice("ClipSpec", "test_crops", self.test_crops, (1, 3))
+
+    @property
+    def views(self) -> int:
+        """Clips times crops that a test averages over."""
+        return self.test_clips * self.test_crops
+
+
+IMAGES = ("digits", "imagenet")
+VIDEOS = ("moving_digits", "kinetics400", "ssv2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A data set and everything about it that decides the score."""
+    """A data set and everything about it that decides the score.
 
-    name: Literal["digits", "imagenet"]
+    ``clip`` belongs to videos. Moving digits without one are still images of the same canvas, to pretrain on.
+    """
+
+    name: Literal["digits", "imagenet", "moving_digits", "kinetics400", "ssv2"]
     img_size: int
     num_classes: int
     augment: AugmentSpec = AugmentSpec()
-    crop_ratio: float = 0.875  # test: resize to img_size / crop_ratio, then crop the centre
+    crop_ratio: float = 0.875  # test, images: resize to img_size / crop_ratio, then crop the centre
+    clip: ClipSpec | None = None
+    label: Literal["motion", "digit"] = "motion"  # moving digits: what is asked, how it moves or which digit it is
+    videos: int = 2400  # moving digits: to train on (stills too); half as many test
 
     def __post_init__(self) -> None:
-        _choice("DataSpec", "name", self.name, ("digits", "imagenet"))
+        _choice("DataSpec", "name", self.name, IMAGES + VIDEOS)
+        _choice("DataSpec", "label", self.label, ("motion", "digit"))
+        _require(self.videos > 1, f"DataSpec.videos must be 2 or more, got {self.videos!r}")
+        fits = self.clip is None if self.name in IMAGES else self.clip is not None or self.name == "moving_digits"
+        _require(
+            fits, f"DataSpec.clip is for videos, {', '.join(VIDEOS)}, and they need one; got {self.name!r} and {self.clip!r}"
+        )
+        _require(
+            self.name != "moving_digits" or self.clip is not None or self.label == "digit",
+            "DataSpec.label must be 'digit' for moving digits without a clip: a still image has no motion",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +250,7 @@ class TrainSpec:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    input_lr_scale: float = 1.0  # of patch kernel, spatial positions and class token: all that released layer decay reaches
     clip_grad: float | None = None
     precision: Literal["auto", "fp64", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     cpu_threads: int | None = None  # None: torch's own choice
@@ -191,7 +259,7 @@ class TrainSpec:
         _choice("TrainSpec", "schedule", self.schedule, ("step", "epoch_lagged"))
         _choice("TrainSpec", "precision", self.precision, ("auto", "fp64", "fp32", "bf16"))
         _require(self.epochs > 0 and self.batch_size > 0, "TrainSpec.epochs and batch_size must be positive")
-        for name in ("lr", "min_lr", "warmup_lr", "weight_decay"):
+        for name in ("lr", "min_lr", "warmup_lr", "weight_decay", "input_lr_scale"):
             value = getattr(self, name)
             _require(0.0 <= value < math.inf, f"TrainSpec.{name} must be a finite number, zero or more, got {value!r}")
         _require(
@@ -216,6 +284,20 @@ class DistillSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartSpec:
+    """Weights that a training begins from: those of an experiment that is run first, or a released file by its name."""
+
+    experiment: Experiment | None = None
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.experiment is None) != (self.checkpoint is None),
+            "StartSpec takes an experiment or a checkpoint file, one of the two",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One training that can be run, reported and judged. ``reproduces`` names rows and claims of the paper by id."""
 
@@ -225,10 +307,15 @@ class Experiment:
     data: DataSpec
     train: TrainSpec
     distill: DistillSpec | None = None
+    start: StartSpec | None = None  # None: from scratch
     reproduces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _choice("Experiment", "tier", self.tier, TIERS)
+        frames = None if self.data.clip is None else self.data.clip.num_frames
+        _require(
+            self.model.num_frames == frames, f"{self.id}: the model takes {self.model.num_frames} frames, the data gives {frames}"
+        )
         _require(
             self.model.num_classes == self.data.num_classes,
             f"{self.id}: the model has {self.model.num_classes} classes, the data {self.data.num_classes}",
