@@ -44,6 +44,14 @@ def test_numbers_by_hand(claim, number):
     assert claim_counts.finding(claim).number == pytest.approx(number, abs=5e-5)
 
 
+def test_the_scan_of_v2_is_counted_on_the_models_that_run():
+    found, claim = claim_counts.finding("C20"), claims.claim("C20")
+    assert [rows.spec_of(row).scan for row in claim.rows] == ["spatiotemporal_v1", "spatiotemporal_v2"]
+    v1, v2 = (cost.flops_full(rows.spec_of(row)) for row in claim.rows)
+    assert f"the whole of Ti then costs {v2 / v1:.2f} times as much" in found.comparison
+    assert 1.3 < v2 / v1 < 1.5
+
+
 def test_the_count_of_the_whole_model_is_the_one_that_plans_use():
     whole = cost.flops_full(rows.spec_of("t2_25"))
     assert claim_counts.finding("C11").number == pytest.approx(12.7e9 / whole)

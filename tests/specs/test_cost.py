@@ -16,7 +16,7 @@ from vmrepro.models import VideoMamba
 from vmrepro.paper import claims, reference
 from vmrepro.specs import cost
 from vmrepro.specs.rows import spec_of
-from vmrepro.specs.schema import SIZES, ModelSpec
+from vmrepro.specs.schema import SCANS, SIZES, ModelSpec
 
 # Parameter counts of models that the released code built.
 COUNTS = json.loads((Path(__file__).parent / "param_counts.json").read_text())
@@ -148,15 +148,44 @@ def test_one_direction_scans_half():
     assert all(both[name] == one[name] for name in set(both) - halved)
 
 
+def test_only_v2_costs_more_than_spatial_first():
+    plain = replace(TINY, num_frames=4)
+    whole = {scan: cost.flops_parts(replace(plain, scan=scan)) for scan in SCANS}
+    assert [scan for scan in SCANS if whole[scan] != whole["spatial_first"]] == ["spatiotemporal_v2"]
+    ratios = {name: count / whole["spatial_first"][name] for name, count in whole["spatiotemporal_v2"].items()}
+    doubled = dict.fromkeys(("conv1d", "x_proj", "dt_proj", "scan", "skip_and_gate"), 2.0)
+    assert ratios == dict.fromkeys(ratios, 1.0) | doubled
+    assert {cost.scans(replace(plain, scan=scan)) for scan in SCANS} == {2, 4}
+    assert {cost.flops_paper(replace(plain, scan=scan)) for scan in SCANS} == {cost.flops_paper(plain)}
+    assert {cost.parameters(replace(plain, scan=scan)) for scan in SCANS} == {cost.parameters(plain)}
+
+
+def test_relative_scan_costs_are_those_of_the_table():
+    stated = {row.id: row.values["relative_scan_compute"] for row in reference.table("fig7a")}
+    base = cost.flops_parts(spec_of("f7a_01"))["scan"]
+    ours = {row_id: cost.flops_parts(spec_of(row_id))["scan"] / base for row_id in stated}
+    assert {row_id: ratio for row_id, ratio in ours.items() if stated[row_id] is not None} == {
+        "f7a_01": 1,
+        "f7a_02": 1,
+        "f7a_03": 1,
+        "f7a_04": 2,
+    }
+
+
 def test_activations_by_hand():
     # 10 tokens, 3 blocks; float32 residual of 40, then 40 + 3·80 shared and 3·80 + 3 + 32 numbers in each direction.
     assert cost.activation_bytes(TINY, 2) == 2 * 10 * 3 * 4 * (40 + 40 + 240 + 2 * 275)
     assert cost.activation_bytes(TINY, 2, element_bytes=2) == 2 * 10 * 3 * (4 * 40 + 2 * (40 + 240 + 2 * 275))
     assert cost.activation_bytes(replace(TINY, bidirectional=False), 1) == 10 * 3 * 4 * (40 + 40 + 240 + 275)
+    # In both orders: the projection once more, and four scans in v2.
+    v1, v2 = (replace(TINY, num_frames=1, scan=f"spatiotemporal_{version}") for version in ("v1", "v2"))
+    assert cost.activation_bytes(v1, 1) == 10 * 3 * 4 * (40 + 40 + 400 + 2 * 275)
+    assert cost.activation_bytes(v2, 1) == 10 * 3 * 4 * (40 + 40 + 400 + 4 * 275)
 
 
-def test_activations_are_of_the_order_that_autograd_keeps():
-    spec = ModelSpec(depth=4, embed_dim=64, img_size=32, patch_size=4, num_classes=10)
+@pytest.mark.parametrize("scan", ["spatial_first", "alternating", "spatiotemporal_v1", "spatiotemporal_v2"])
+def test_activations_are_of_the_order_that_autograd_keeps(scan):
+    spec = ModelSpec(depth=4, embed_dim=64, img_size=16, patch_size=4, num_classes=10, num_frames=4, scan=scan)
     model, kept = VideoMamba(spec, backend="chunked"), {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -167,7 +196,7 @@ def test_activations_are_of_the_order_that_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(torch.zeros(4, 3, 32, 32)).sum()
+        loss = model(torch.zeros(4, 3, 4, 16, 16)).sum()
     measured = sum(storage.nbytes() for storage in kept.values())
     assert loss.requires_grad
     assert 1 / 3 < measured / cost.activation_bytes(spec, 4) < 3

@@ -6,7 +6,8 @@ import pytest
 
 from vmrepro.paper import reference
 from vmrepro.specs import cost
-from vmrepro.specs.rows import ASSUMED, CLASSES, spec_of
+from vmrepro.specs.rows import ASSUMED, CLASSES, SCAN_TYPES, spec_of
+from vmrepro.specs.schema import SCANS
 
 # Exact counts of the released models, one a line of the public list: (parameters on Breakfast, on COIN).
 TABLE6 = {
@@ -56,6 +57,14 @@ def test_a_task_of_lvu_has_its_own_classes():
     assert tasks == {name: CLASSES[name] for name in tasks}
     assert len(tasks) == 9
     assert spec_of("t7_07") == spec_of("t7_07_relation")
+
+
+def test_each_row_of_fig_7a_has_its_scan_order():
+    assert tuple(spec_of(row.id).scan for row in reference.table("fig7a")) == SCANS
+    assert set(SCAN_TYPES) == {row.values["scan_type"] for row in reference.table("fig7a")}
+    same = {replace(spec_of(row.id), scan=SCANS[0]) for row in reference.table("fig7a")}
+    assert same == {spec_of("f7a_01")}
+    assert {spec_of(row_id).scan for row_id in OWN if not row_id.startswith("f7a")} == {SCANS[0]}
 
 
 def test_what_retrieval_does_not_print():

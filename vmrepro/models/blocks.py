@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmrepro.models.scan_order import ScanOrder
 from vmrepro.ops import (
     MixerWay,
     ScanInputs,
@@ -155,20 +156,36 @@ class BiMambaMixer(nn.Module):
             A_log.copy_(torch.arange(1, A_log.shape[1] + 1, device=A_log.device, dtype=A_log.dtype).log())
             getattr(self, f"D{end}").fill_(1.0)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Mixed tokens (batch, length, d) from hidden (batch, length, d), in the type of the output projection."""
-        # Both halves stay views: the operators take strides, and run backwards without a flip.
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        if not self.bidirectional:
-            u = causal_conv1d(x, weight, bias, activation="silu", backend=self.backend)
-            u, delta, A, B, C, D, delta_bias = self._scan_inputs(u, "")
-            y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True, backend=self.backend)
-            return self.out_proj(y)
-        weight_b, bias_b = self.conv1d_b.weight.squeeze(1), self.conv1d_b.bias
-        u_f, u_b = bidirectional_conv(x, weight, bias, weight_b, bias_b, backend=self.backend)
-        y = bidirectional_scan(self._scan_inputs(u_f, ""), self._scan_inputs(u_b, "_b"), z, backend=self.backend)
+    def forward(self, hidden: Tensor, orders: ScanOrder | None = None) -> Tensor:
+        """Mixed tokens (batch, length, d) from hidden (batch, length, d), in the type of the output projection.
+
+        orders: scans the tokens of a clip in both of its orders, as it says; without it, in the order in which they come.
+        """
+        xz = self.in_proj(hidden)
+        if orders is None:
+            y = self._both_ways(xz) if self.bidirectional else self._one_way(xz, "")
+        elif orders.doubled:
+            y = torch.lerp(self._both_ways(xz), orders.to_spatial(self._both_ways(orders.to_temporal(xz))), 0.5)
+        else:
+            y = self._one_way(xz, "") + orders.to_spatial(self._one_way(orders.to_temporal(xz), "_b"))
         return self.out_proj(y)
+
+    def _both_ways(self, xz: Tensor) -> Tensor:
+        """The gated sum of both directions, (batch, length, di), from the input projection (batch, length, 2di)."""
+        # Both halves stay views: the operators take strides, and run backwards without a flip.
+        x, z = xz.chunk(2, dim=-1)
+        taps = (t for conv in (self.conv1d, self.conv1d_b) for t in (conv.weight.squeeze(1), conv.bias))
+        u_f, u_b = bidirectional_conv(x, *taps, backend=self.backend)
+        return bidirectional_scan(self._scan_inputs(u_f, ""), self._scan_inputs(u_b, "_b"), z, backend=self.backend)
+
+    def _one_way(self, xz: Tensor, end: str) -> Tensor:
+        """The gated output of one direction, (batch, length, di), in natural order, from the input projection."""
+        x, z = xz.chunk(2, dim=-1)
+        conv: nn.Conv1d = getattr(self, f"conv1d{end}")
+        how = {"reverse": end == "_b", "backend": self.backend}
+        u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", **how)
+        u, delta, A, B, C, D, delta_bias = self._scan_inputs(u, end)
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True, **how)
 
     def way(self, end: str) -> MixerWay:
         """The parameters of the forward direction (``end`` "") or the backward one ("_b")."""
@@ -201,16 +218,19 @@ class Block(nn.Module):
         self.norm = make_norm(norm, d_model, backend=backend)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None, *, reuse: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, orders: ScanOrder | None = None, *, reuse: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(mixer output, new residual), each (batch, length, d); without a residual, as in block 0, hidden starts it.
 
-        reuse: where no gradient is wanted, the results may be written over hidden and residual.
+        orders: for a mixer that takes both orders of a clip. reuse: where no gradient is wanted, the results may be written over
+        hidden and residual.
         """
         keep = self.drop_path.draw(hidden)
-        if (whole := self._at_once(hidden, residual, keep, reuse)) is not None:
+        if orders is None and (whole := self._at_once(hidden, residual, keep, reuse)) is not None:
             return whole
         normed, residual = self.norm(scale_samples(hidden, keep), residual)
-        return self.mixer(normed), residual
+        return self.mixer(normed) if orders is None else self.mixer(normed, orders), residual
 
     def _at_once(self, hidden: Tensor, residual: Tensor | None, keep: Tensor | None, reuse: bool) -> tuple[Tensor, Tensor] | None:
         """The same by one operator, or None where there is none for this block on this device.

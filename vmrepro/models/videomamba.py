@@ -1,7 +1,8 @@
 """VideoMamba for images and videos (paper section 3.2): patches, positions, blocks, classifier, from top to bottom.
 
 Letters: B batch, T frames, H and W pixels, k tubelet length in frames, S = T/k time steps (1 for an image), g patches of
-one frame, d width. A sequence is the class token, then frame 0 row by row, frame 1, ...: L = 1 + S·g tokens.
+one frame, d width. A sequence is the class token, then frame 0 row by row, frame 1, ...: L = 1 + S·g tokens. That is the
+natural order; ``models/scan_order.py`` has the others in which blocks may run through it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from vmrepro.models.blocks import Block, DropPath, hooked, make_norm, widen
 from vmrepro.models.initialise import initialise, initialise_linear
+from vmrepro.models.scan_order import ScanOrder
 from vmrepro.ops import BACKENDS
 from vmrepro.specs.schema import ModelSpec
 
@@ -83,6 +85,7 @@ class VideoMamba(nn.Module):
         mixer = {"d_state": spec.d_state, "d_conv": spec.d_conv, "expand": spec.expand, "dt_rank": spec.step_rank}
         mixer |= {"bidirectional": spec.bidirectional, "backend": backend}
         self.layers = nn.ModuleList(Block(d, norm=spec.norm, drop_path=rate, **mixer) for rate in rates)
+        self.scan_order = ScanOrder(spec)
         self.drop_path = DropPath(last_rate)
         self.norm_f = make_norm(spec.norm, d, backend=backend)
         if spec.distill_dim is not None:
@@ -103,13 +106,18 @@ class VideoMamba(nn.Module):
         return self.pos_drop(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Final-normed tokens (B, L, d), class token first, from floating-point images (B, C, H, W) or videos (B, C, T, H, W)."""
+        """Final-normed tokens (B, L, d), class token first, from floating-point images (B, C, H, W) or videos (B, C, T, H, W).
+
+        They come in natural order, whatever order ``spec.scan`` gives them on the way; a block sees them in its own.
+        """
         hidden, residual = self.embed(x), None
         # A hook may keep what it sees; else nobody needs a block's inputs but a backward pass.
         reuse = not (torch.is_grad_enabled() or hooked(self))
-        for block in self.layers:
-            hidden, residual = block(hidden, residual, reuse=reuse)
-        return self.norm_f(self.drop_path(hidden), residual)[0]
+        in_mixer = (self.scan_order,) if self.scan_order.in_mixer else ()
+        for layer, block in enumerate(self.layers):
+            hidden, residual = self.scan_order.enter(layer, hidden, residual)
+            hidden, residual = block(hidden, residual, *in_mixer, reuse=reuse)
+        return self.scan_order.leave(self.norm_f(self.drop_path(hidden), residual)[0])
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, classes) from final-normed tokens (B, L, d); with ``pre_logits`` the class token (B, d) they come from."""

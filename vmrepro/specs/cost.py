@@ -27,6 +27,11 @@ def _directions(spec: ModelSpec) -> int:
     return 2 if spec.bidirectional else 1
 
 
+def scans(spec: ModelSpec) -> int:
+    """Scans of the sequence in one block: one for each direction, and for each order where both orders are run in full."""
+    return _directions(spec) * (2 if spec.scan == "spatiotemporal_v2" else 1)
+
+
 def _patch_values(spec: ModelSpec) -> int:
     """Numbers in one patch or tubelet; an image model has no tubelets."""
     tubelet = 1 if spec.num_frames is None else spec.kernel_size
@@ -59,10 +64,11 @@ def flops_parts(spec: ModelSpec) -> dict[str, int]:
 
     Keys: patch_embed, in_proj, out_proj, norms, classifier, conv1d, x_proj, dt_proj, scan, skip_and_gate (D·u, and the product
     with the gate) and, in a student, distill_head. Biases, activations, residual and position additions are not counted.
+    Permuting tokens between scan orders moves bytes and multiplies nothing.
     """
     d, E, L, N, R = spec.embed_dim, spec.inner_dim, spec.length, spec.d_state, spec.step_rank
     mixed = spec.depth * L * d * E
-    scanned = spec.depth * _directions(spec) * L * E  # channel steps in all blocks and directions
+    scanned = spec.depth * scans(spec) * L * E  # channel steps in all blocks
     parts = {
         "patch_embed": (L - 1) * _patch_values(spec) * d,
         "in_proj": 2 * mixed,
@@ -84,7 +90,8 @@ def flops_paper(spec: ModelSpec) -> int:
     """Multiply-adds as the paper prints them (Tables 2 to 4): of one view, without the convolution, the scan and what feeds it.
 
     Norms count, with 5 per element. Only so do 32 of the 34 own rows come out exactly after rounding; without norms it is 20.
-    The two that differ are errata E01 (t3_21) and E13 (t2_27). Whether the final norm counts too, no row can tell.
+    The two that differ are errata E01 (t3_21) and E13 (t2_27). Whether the final norm counts too, no row can tell. All scan
+    orders come out the same, ``spatiotemporal_v2`` too: what it doubles is what is left out.
     """
     parts = flops_parts(spec)
     return sum(parts[name] for name in SEEN_BY_THE_PAPER)
@@ -99,14 +106,15 @@ def activation_bytes(spec: ModelSpec, batch: int, element_bytes: int = 4) -> int
     """An estimate of what the blocks keep for the backward pass, in bytes, for ``batch`` images or clips.
 
     Per token and block: the residual stream in float32 (d); in ``element_bytes`` each, the normalised input (d), both halves of
-    the input projection (2E), the gated sum (E), and in each direction the convolved input, Δ and the scan's output (3E) with
-    the low-rank Δ, B and C (R + 2N). States are taken to be recomputed. Weights, gradients, optimiser, embedding and head are
-    left out, and so is what an allocator adds. Good for the order of magnitude (what the chunked backend keeps is within a
-    factor of three, as a test checks) and for ratios between specs.
+    the input projection (2E, once more in the other order where a block runs both), the gated sum (E), and in each scan the
+    convolved input, Δ and the scan's output (3E) with the low-rank Δ, B and C (R + 2N). States are taken to be recomputed.
+    Weights, gradients, optimiser, embedding and head are left out, and so is what an allocator adds. Good for the order of
+    magnitude (what the chunked backend keeps is within a factor of three, as a test checks) and for ratios between specs.
     """
     d, E = spec.embed_dim, spec.inner_dim
-    direction = 3 * E + spec.step_rank + 2 * spec.d_state
-    per_token = 4 * d + element_bytes * (d + 3 * E + _directions(spec) * direction)
+    scan = 3 * E + spec.step_rank + 2 * spec.d_state
+    projected = 4 * E if spec.scan.startswith("spatiotemporal") else 2 * E
+    per_token = 4 * d + element_bytes * (d + projected + E + scans(spec) * scan)
     return batch * spec.length * spec.depth * per_token
 
 
