@@ -48,22 +48,14 @@ class Digits:
         return TRAIN_IMAGES
 
     def train_batches(self, epoch: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each global batch of ``batch_size`` images: images and labels ``(batch,)``.
-
-        The share of a rank is a stretch of the batch and its mirror image, so that mixing a batch with its own
-        reverse (mixup) pairs the same images whatever the number of processes.
-        """
+        """This process's share of each global batch of ``batch_size`` images, by ``rank_share``, and labels ``(batch,)``."""
         chance = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(TRAIN_IMAGES, generator=chance)
         shift = self._spec.augment.max_shift
         shifts = torch.randint(-shift, shift + 1, (TRAIN_IMAGES, 2), generator=chance)
         images, labels = self._train
-        half = batch_size // (2 * world)
         for start in range(0, TRAIN_IMAGES - batch_size + 1, batch_size):
-            batch = order[start : start + batch_size]
-            head = batch[rank * half : (rank + 1) * half]
-            tail = batch[batch_size - (rank + 1) * half : batch_size - rank * half]
-            mine = torch.cat([head, tail])
+            mine = rank_share(order[start : start + batch_size], rank, world)
             picked = mine.to(images.device)
             yield _shifted(images[picked], shifts[mine].to(images.device), self._background), labels[picked]
 
@@ -72,6 +64,15 @@ class Digits:
         images, labels = self._test
         images, labels = images[rank::world], labels[rank::world]
         yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+
+def rank_share(batch: Tensor, rank: int, world: int) -> Tensor:
+    """The part of ``batch`` ``(n, ...)`` that is rank's: a stretch of it and the mirror image of that stretch.
+
+    Mixing a batch with its own reverse (mixup) then pairs the same samples whatever the number of processes.
+    """
+    half = len(batch) // (2 * world)
+    return torch.cat([batch[rank * half : (rank + 1) * half], batch[len(batch) - (rank + 1) * half : len(batch) - rank * half]])
 
 
 def _shifted(images: Tensor, shifts: Tensor, fill: float) -> Tensor:
