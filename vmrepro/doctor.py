@@ -183,7 +183,7 @@ def _decoders() -> Finding:
         return (
             "warn",
             text,
-            "only generated data can be read: pip install -c environment/lock.txt decord",
+            "only generated data can be read: pip install -c environment/lock.txt decord av",
         )
     return "ok", text, ""
 
