@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from vmrepro import __version__
 from vmrepro.specs import catalog, efficiency
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.verb(arguments)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, ImportError) as error:
         print(f"vmrepro: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,8 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     running = verbs.add_parser("run", help="run or measure a figure, or one experiment; what is recorded is reused")
     _what(running)
-    running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    running.add_argument("--backend", default="auto", help="operator backend, see `vmrepro doctor` (default: auto)")
+    _where(running)
     running.add_argument("--jobs", type=int, help="processes that share the seeds (default: by tier and cores)")
     running.add_argument("--dry-run", action="store_true", help="print what would run and its cost, and stop")
     running.set_defaults(verb=_run)
@@ -49,6 +49,34 @@ def _parser() -> argparse.ArgumentParser:
     _what(planning)
     planning.add_argument("--json", action="store_true", help="the specs themselves, every default written out")
     planning.set_defaults(verb=_plan)
+
+    evaluating = verbs.add_parser("evaluate", help="test a checkpoint on Kinetics-400 or SSV2; what is recorded is reused")
+    evaluating.add_argument("checkpoint", type=Path, help="a released file, or weights.pt of a run")
+    evaluating.add_argument("dataset", help="kinetics400 or ssv2")
+    evaluating.add_argument("root", type=Path, help="its folder, with train.csv, val.csv and test.csv")
+    _views(evaluating)
+    _where(evaluating)
+    evaluating.set_defaults(verb=_evaluate)
+
+    predicting = verbs.add_parser("predict", help="what a checkpoint sees in a video file")
+    predicting.add_argument("video", type=Path)
+    predicting.add_argument("--checkpoint", type=Path, required=True, help="a released file, or weights.pt of a run")
+    predicting.add_argument("--labels", type=Path, help="a text file with the name of each class in a line (default: numbers)")
+    predicting.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    _views(predicting)
+    _where(predicting)
+    predicting.add_argument("--decoder", default="auto", help="av, decord or torchcodec (default: auto)")
+    predicting.set_defaults(verb=_predict)
+
+    data = verbs.add_parser("data", help="check a data set of files, or measure the video decoders")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    checking = actions.add_parser("check", help="look for every file of a data set and decode it; 1 if something is wrong")
+    checking.add_argument("dataset", help="imagenet, kinetics400 or ssv2")
+    checking.add_argument("root", type=Path, help="its folder")
+    checking.set_defaults(verb=_data_check)
+    timing = actions.add_parser("bench", help="measure the video decoders that are installed")
+    timing.add_argument("--record", action="store_true", help="keep the rows as figures/speed/decoders.csv")
+    timing.set_defaults(verb=_data_bench)
 
     reporting = verbs.add_parser("report", help="figures, tables and pages again from recorded numbers; runs nothing")
     reporting.set_defaults(verb=_report)
@@ -82,6 +110,16 @@ def _what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=0, help="how many (default: what the tier asks for)")
 
 
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--backend", default="auto", help="operator backend, see `vmrepro doctor` (default: auto)")
+
+
+def _views(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clips", type=int, help="clips of a video, at different times (default: what the protocol says)")
+    parser.add_argument("--crops", type=int, choices=(1, 3), help="crops of a clip (default: what the protocol says)")
+
+
 def _list(arguments: argparse.Namespace) -> int:
     for figure, members in catalog.FIGURES.items():
         print(figure)
@@ -98,17 +136,18 @@ def _run(arguments: argparse.Namespace) -> int:
         return _plan(arguments)
     if arguments.id in efficiency.FIGURES:
         return _measure(arguments)
-    from vmrepro.report import fig6, tables
+    from vmrepro.report import rebuild, tables
     from vmrepro.runs import runner
 
     experiments = catalog.find(arguments.id, arguments.tier)
     chosen = catalog.seeds(arguments.tier, arguments.seed, arguments.seeds)
     options = {"device": arguments.device, "backend": arguments.backend, "jobs": arguments.jobs}
     records = runner.run_all(experiments, chosen, **options)
-    if arguments.id == fig6.FIGURE and runner.leads():
-        saved = fig6.save(records, arguments.tier)
-        print(tables.text(fig6.finals(saved.numbers).reset_index()))
-        print(tables.text(tables.verdicts(fig6.rulings(saved.numbers, arguments.tier), brief=True)))
+    figure = rebuild.DRAWN_BY.get(arguments.id)
+    if figure is not None and runner.leads():
+        saved = figure.save(records, arguments.tier)
+        print(tables.text(figure.finals(saved.numbers).reset_index()))
+        print(tables.text(tables.verdicts(figure.rulings(saved.numbers, arguments.tier), brief=True)))
     return 0
 
 
@@ -143,6 +182,54 @@ def _plan(arguments: argparse.Namespace) -> int:
     plan = tables.plan(experiments, len(chosen))
     print(tables.text(plan, digits=3))
     print(f"\n{plan['pmacs'].sum():.3g} x 10^15 multiply-adds in all, seeds {chosen[0]} to {chosen[-1]}. Nothing was run.")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from vmrepro.runs import classify, runner
+
+    options = {"clips": arguments.clips, "crops": arguments.crops, "device": arguments.device, "backend": arguments.backend}
+    record = classify.evaluate(arguments.checkpoint, arguments.dataset, arguments.root, **options)
+    if runner.leads():
+        found = record.provenance["test"]
+        print(f"top-1 {found['top1']:.2f}%  top-5 {found['top5']:.2f}%  {found['seen']} videos, {found['views']} views of each")
+        print(f"each prediction: {record.folder / 'predictions.csv'}")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise ValueError(f"--top must be a positive number of classes, got {arguments.top}")
+    from vmrepro.runs import classify
+
+    names = ("labels", "clips", "crops", "device", "backend", "decoder")
+    options = {name: getattr(arguments, name) for name in names}
+    for name, share in classify.predict(arguments.video, arguments.checkpoint, **options).top(arguments.top):
+        print(f"{share:7.2%}  {name}")
+    return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from vmrepro.data import check
+
+    report = check.check(arguments.dataset, arguments.root)
+    print(check.render(report))
+    return 0 if report.ok else 1
+
+
+def _data_bench(arguments: argparse.Namespace) -> int:
+    import pandas as pd
+    import torch
+
+    from vmrepro.data import decode_bench
+    from vmrepro.report import figures
+    from vmrepro.runs import provenance
+
+    rows = pd.DataFrame(decode_bench.measure())
+    print(rows.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    if arguments.record:
+        signed = provenance.collect(torch.device("cpu"), "auto", 1)
+        figures.save_numbers("speed", "decoders", rows, {"claims": [], "runs": [{"id": "decoders", **signed}]})
     return 0
 
 

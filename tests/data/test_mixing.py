@@ -86,3 +86,30 @@ def test_mixing_does_not_depend_on_the_number_of_processes(world, seed):
         got, got_targets = Mixing(MIXED, 10)(share, own, seed)
         assert torch.equal(got, mixed[places])
         assert torch.equal(got_targets, targets[places])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_clip_is_mixed_as_its_frames_are(seed):
+    """Cutmix takes one box through all frames, and the targets' share is the area of that box."""
+    clips = torch.rand(4, 3, 5, 8, 6, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(4)
+    mixed, targets = Mixing(MIXED, 10)(clips.clone(), labels, seed)
+    assert mixed.shape == clips.shape
+    for frame in range(5):
+        alone, same = Mixing(MIXED, 10)(clips[:, :, frame].clone(), labels, seed)
+        assert torch.equal(mixed[:, :, frame], alone)
+        assert torch.equal(targets, same)
+
+
+def test_boxes_lie_in_height_and_width():
+    """A box that reached into the channels or the frames would spare some of them."""
+    spec, boxes = AugmentSpec(cutmix=1.0), 0
+    for seed in range(20):
+        clips = torch.rand(2, 3, 4, 8, 6, generator=torch.Generator().manual_seed(seed))
+        mixed, _ = Mixing(spec, 10)(clips.clone(), torch.arange(2), seed)
+        changed = mixed != clips
+        assert torch.equal(changed, changed[:, :1, :1].expand_as(changed))
+        rows, columns = changed[0, 0, 0].any(1), changed[0, 0, 0].any(0)
+        assert torch.equal(changed[0, 0, 0], rows[:, None] & columns)
+        boxes += bool(changed.any() and not changed.all())
+    assert boxes > 5

@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.golden.cases import arrays, case_id, cases, golden_model, options, read_json, recorded
 from tests.golden.golden_formula import golden_state
-from vmrepro.models import create_model, load_checkpoint
-from vmrepro.models.checkpoints import image_to_video, inflate_2d_to_3d, read_state, resize_spatial, resize_temporal
+from vmrepro.models import create_model, load_checkpoint, model_spec
+from vmrepro.models.checkpoints import (
+    image_to_video,
+    inflate_2d_to_3d,
+    read_state,
+    resize_spatial,
+    resize_temporal,
+    spec_of_state,
+    start_from,
+)
 
 TINY = {"img_size": 32, "depth": 1, "embed_dim": 16, "num_classes": 5}
 CLOSE = {"atol": 1e-6, "rtol": 0.0}
@@ -212,3 +222,114 @@ def test_a_file_with_code_in_it_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         read_state(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("case", cases("inflate_loader"), ids=case_id)
+def test_a_training_starts_from_image_weights_as_released(case):
+    image = golden_model(case["image_args"], case["image_weights_seed"]).state_dict()
+    told, same = (golden_model(case["video_args"], case["video_weights_seed_before"]) for _ in range(2))
+    skip = [name for name in ("head", "temporal_pos_embedding") if any(key.startswith(name) for key in case["unchanged_keys"])]
+    load_checkpoint(told, image_to_video(image, told.spec), skip=skip)
+    report = start_from(same, image)
+    assert sorted(report.kept) == sorted(case["unchanged_keys"])
+    assert all(torch.equal(value, told.state_dict()[name]) for name, value in same.state_dict().items())
+
+
+def test_a_start_of_another_size_is_resized_and_of_other_classes_has_a_fresh_head():
+    before, after = tiny(num_frames=2), tiny(num_frames=4, img_size=48, num_classes=7)
+    state, head = numbered(before), after.head.weight.clone()
+    report = start_from(after, state)
+    assert report.resized == ("pos_embed", "temporal_pos_embedding")
+    assert report.kept == report.unused == ("head.weight", "head.bias")
+    assert torch.equal(after.head.weight, head)
+    torch.testing.assert_close(after.pos_embed.data, resize_spatial(state["pos_embed"], (3, 3)))
+    torch.testing.assert_close(after.temporal_pos_embedding.data, resize_temporal(state["temporal_pos_embedding"], 4))
+    assert torch.equal(after.layers[0].mixer.A_log, state["layers.0.mixer.A_log"])
+
+
+def test_a_start_of_as_many_classes_keeps_the_head():
+    model, state = tiny(num_frames=4), numbered(tiny(num_frames=4))
+    assert start_from(model, state).kept == ()
+    assert torch.equal(model.head.weight, state["head.weight"])
+
+
+def test_image_weights_leave_the_temporal_table_zero_and_the_head_fresh():
+    video, state = tiny(num_frames=4, kernel_size=2), numbered(tiny())
+    head = video.head.weight.clone()
+    assert start_from(video, state).kept == ("temporal_pos_embedding", "head.weight", "head.bias")
+    assert not video.temporal_pos_embedding.any()
+    assert torch.equal(video.head.weight, head)
+    assert torch.equal(video.patch_embed.proj.weight, inflate_2d_to_3d(state["patch_embed.proj.weight"], 2))
+
+
+def test_a_students_weights_start_a_plain_model():
+    model, student = tiny(), tiny(distill_dim=8)
+    assert start_from(model, numbered(student)).unused == (
+        "distill_head.0.weight",
+        "distill_head.1.weight",
+        "distill_head.1.bias",
+    )
+    fresh = tiny(distill_dim=8)
+    assert start_from(fresh, numbered(model)).kept == report_names(fresh, "distill_head")
+
+
+def report_names(model, part: str) -> tuple[str, ...]:
+    return tuple(name for name in model.state_dict() if name.startswith(part))
+
+
+@pytest.mark.parametrize(
+    ("model", "state"),
+    [
+        (tiny(depth=2), numbered(tiny())),
+        (tiny(), numbered(tiny(num_frames=2))),
+        (tiny(embed_dim=24), numbered(tiny())),
+        (tiny(), altered(tiny(), norm_f__weight=None, norm__weight=torch.ones(16))),
+    ],
+    ids=["depth", "video for an image", "width", "other names"],
+)
+def test_a_start_that_differs_otherwise_is_refused(model, state):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        start_from(model, state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(read_json("state_dicts.json")))
+def test_the_sizes_of_a_released_state_are_told_from_its_shapes(name):
+    want = read_json("state_dicts.json")[name]
+    layers = {f"layers.{i}.{key}": shape for i in range(want["args"]["depth"]) for key, shape in want["each_layer"].items()}
+    shapes = want["before_layers"] | layers | want["after_layers"]
+    spec = spec_of_state({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    asked = model_spec("videomamba", **options(want["args"]))
+    assert spec == replace(asked, drop_path_rate=spec.drop_path_rate)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_frames": 8, "kernel_size": 2},
+        {"num_frames": 2, "img_size": 48, "patch_size": 8},
+        {"in_chans": 1, "norm": "layer", "bidirectional": False},
+        {"d_state": 4, "d_conv": 3, "expand": 3, "dt_rank": 5, "depth": 3},
+        {"num_classes": 0},
+        {"distill_dim": 8},
+    ],
+    ids=str,
+)
+def test_the_sizes_of_an_own_state_are_told_from_its_shapes(changes):
+    model = tiny(**changes)
+    assert spec_of_state(model.state_dict()) == model.spec
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (altered(tiny(), norm_f__weight=None, norm__weight=torch.ones(16)), "masked-pretraining encoder"),
+        (tiny(img_size=(32, 48)).state_dict(), "6 patches of a frame form no square"),
+        ({"conv1.weight": torch.ones(1)}, "pos_embed, patch_embed.proj.weight"),
+    ],
+    ids=["encoder", "rectangle", "another model"],
+)
+def test_what_shapes_do_not_tell_is_said(state, words):
+    with pytest.raises(ValueError, match=words):
+        spec_of_state(state)

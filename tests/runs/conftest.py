@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from vmrepro.specs import catalog
 from vmrepro.specs.schema import Experiment
@@ -35,3 +36,36 @@ def store_folder(tmp_path, monkeypatch):
 def numbers(record) -> list[dict]:
     """The metrics of a record without what the clock decides."""
     return [{name: value for name, value in row.items() if name not in ("seconds", "data_wait")} for row in record.metrics]
+
+
+CLASSES = 7
+
+
+class Clips:
+    """Random clips in place of a data set of videos, with the methods of one."""
+
+    num_classes = CLASSES
+
+    def __init__(self, videos: int, views: int, frames: int = 2, side: int = 8) -> None:
+        chance = torch.Generator().manual_seed(videos)
+        self.train_size = videos
+        shape = (videos, views, 3, frames, side, side)
+        self.test_views = 2 * torch.randn(shape, generator=chance)
+        self.test_labels = torch.randint(CLASSES, (videos,), generator=chance)
+        self.test_views[torch.arange(videos), :, 0, 0, 0, self.test_labels] += 1.0  # so that some can be found
+        self.test_names = [f"video_{index}.mp4" for index in range(videos)]
+        self.lost = {}
+
+    def train_batches(self, epoch, batch_size, rank=0, world=1):
+        order = torch.randperm(self.train_size, generator=torch.Generator().manual_seed(epoch))
+        for batch in order.split(batch_size)[: self.train_size // batch_size]:
+            mine = batch[rank::world]
+            yield self.test_views[mine, 0], self.test_labels[mine]
+
+    def test_batches(self, batch_size, rank=0, world=1):
+        for mine in torch.arange(rank, self.train_size, world).split(batch_size):
+            yield self.test_views[mine, 0], self.test_labels[mine]
+
+    def view_batches(self, batch_size, rank=0, world=1):
+        for mine in torch.arange(rank, self.train_size, world).split(batch_size):
+            yield mine, self.test_views[mine], self.test_labels[mine]

@@ -9,7 +9,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from vmrepro.models import VideoMamba
-from vmrepro.runs.optimise import learning_rate, make_optimiser
+from vmrepro.runs.optimise import learning_rate, make_optimiser, set_rate
 from vmrepro.specs import catalog
 from vmrepro.specs.schema import ModelSpec, TrainSpec
 
@@ -92,3 +92,42 @@ def test_the_optimiser_has_the_numbers_of_the_spec():
     assert type(optimiser) is torch.optim.AdamW
     settings = {(group["lr"], tuple(group["betas"]), group["eps"], group["amsgrad"]) for group in optimiser.param_groups}
     assert settings == {(0.02, (0.8, 0.95), 1e-6, False)}
+
+
+def test_the_input_learns_at_its_own_rate_and_decays_as_before():
+    model = VideoMamba(MODEL)
+    spec = TrainSpec(epochs=5, batch_size=1, lr=0.02, weight_decay=0.05, input_lr_scale=7.5e-4)
+    optimiser = make_optimiser(model, spec)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for rate in (0.02, 0.004):  # as made, and as a schedule sets it
+        set_rate(optimiser, rate)
+        rates = {names[id(p)]: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+        slow = {name for name, own in rates.items() if own == pytest.approx(rate * 7.5e-4)}
+        assert slow == {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token"}
+        assert {own for name, own in rates.items() if name not in slow} == {rate}
+        assert rates["temporal_pos_embedding"] == rate
+    assert decay_by_name(MODEL, spec) == decay_by_name(MODEL, replace(spec, input_lr_scale=1.0)) == RELEASED["weight_decay"]
+
+
+def test_two_steps_of_adamw_by_hand():
+    """w <- w - lr·scale·(decay·w + m/(sqrt(v) + eps)), the first step with m/sqrt(v) = sign of the gradient."""
+    model = VideoMamba(MODEL).double()
+    spec = TrainSpec(epochs=5, batch_size=1, lr=0.02, weight_decay=0.05, eps=0.0, input_lr_scale=0.25)
+    optimiser = make_optimiser(model, spec)
+    parameters = dict(model.named_parameters())
+    watched = {
+        "patch_embed.proj.weight": (0.25, 0.05),
+        "pos_embed": (0.25, 0.0),
+        "head.weight": (1.0, 0.05),
+        "head.bias": (1.0, 0),
+    }
+    want = {name: parameters[name].detach().clone() for name in watched}
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    for rate in (0.02, 0.01):
+        set_rate(optimiser, rate)
+        optimiser.step()
+        for name, (scale, decay) in watched.items():
+            want[name] = want[name] * (1 - rate * scale * decay) - rate * scale
+    for name, value in want.items():
+        torch.testing.assert_close(parameters[name].detach(), value, rtol=1e-9, atol=1e-12)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import platform
@@ -8,12 +9,17 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
-from tests.runs.conftest import numbers, tiny
+from tests.runs.conftest import CLASSES, Clips, numbers, tiny
 from vmrepro import paths, store
+from vmrepro.models import VideoMamba
+from vmrepro.models.checkpoints import read_state, resize_spatial
 from vmrepro.runs import runner
+from vmrepro.runs import train as training
 from vmrepro.runs.runner import RunFailedError, resolve, run
-from vmrepro.runs.train import TrainingDivergedError
+from vmrepro.runs.train import CHECKPOINT, WEIGHTS, TrainingDivergedError
+from vmrepro.specs.schema import AugmentSpec, ClipSpec, DataSpec, Experiment, StartSpec
 
 
 def test_a_run_leaves_a_whole_record_and_is_reused(store_folder, capsys):
@@ -49,12 +55,122 @@ def test_early_stopping_follows_the_undisturbed_run_up_to_its_epoch(store_folder
 
 
 def test_precision_is_resolved_for_the_device_in_student_and_teacher():
-    import torch
-
     student = tiny("fig6_m_distill", precision="auto")
     assert resolve(student, torch.device("cpu")).train.precision == "fp32"
     on_gpu = resolve(student, torch.device("cuda"))
     assert (on_gpu.train.precision, on_gpu.distill.teacher.train.precision) == ("bf16", "bf16")
+
+
+def from_stills(**start) -> Experiment:
+    """A tiny training that starts from another one, of images half as large."""
+    (first,) = [tiny("fig6_s")]
+    first = replace(first, id="first", model=replace(first.model, img_size=4), data=replace(first.data, img_size=4))
+    return replace(tiny(), start=StartSpec(**start or {"experiment": first}))
+
+
+def test_an_experiment_that_gives_the_start_weights_runs_first(store_folder):
+    experiment = from_stills()
+    record = run(experiment, 3)
+    first = run(experiment.start.experiment, 3)
+    assert len(store.records()) == 2
+    assert record.provenance["start"] == {"run": first.id}
+    assert "start" not in first.provenance
+    assert numbers(record) != numbers(run(tiny(), 3))
+    resolved = resolve(replace(experiment, train=replace(experiment.train, precision="auto")), torch.device("cuda"))
+    assert resolved.start.experiment.train.precision == "fp64"  # as it says itself
+    auto = replace(experiment.start.experiment, train=replace(experiment.train, precision="auto"))
+    resolved = resolve(replace(experiment, start=StartSpec(experiment=auto)), torch.device("cuda"))
+    assert resolved.start.experiment.train.precision == "bf16"
+
+
+def test_training_begins_at_the_start_weights(store_folder):
+    """With a rate of zero nothing is learnt: what is left are the start weights, resized."""
+    still = {"lr": 0.0, "min_lr": 0.0, "warmup_lr": 0.0}
+    experiment = from_stills()
+    experiment = replace(experiment, train=replace(experiment.train, **still))
+    record = run(experiment, 0)
+    first = read_state(run(experiment.start.experiment, 0).folder / WEIGHTS)
+    after = read_state(record.folder / WEIGHTS)
+    assert torch.equal(after["layers.0.mixer.in_proj.weight"], first["layers.0.mixer.in_proj.weight"])
+    assert torch.equal(after["head.weight"], first["head.weight"])
+    torch.testing.assert_close(after["pos_embed"], resize_spatial(first["pos_embed"], (4, 4)))
+
+
+def test_a_released_file_gives_the_start_weights(store_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VMREPRO_CHECKPOINTS", str(tmp_path))
+    experiment = from_stills(checkpoint="small.pth")
+    with pytest.raises(FileNotFoundError, match=f"'small.pth' is not in {tmp_path}.*model zoo.*VMREPRO_CHECKPOINTS"):
+        run(experiment, 0)
+    assert not store_folder.exists()
+    state = VideoMamba(experiment.model).double().state_dict()
+    torch.save({"model": state}, tmp_path / "small.pth")
+    record = run(experiment, 0)
+    digest = hashlib.sha256((tmp_path / "small.pth").read_bytes()).hexdigest()
+    assert record.provenance["start"] == {"file": "small.pth", "sha256": digest}
+
+
+def test_a_student_tells_its_teacher(store_folder):
+    student = run(tiny("fig6_m_distill"), 0)
+    assert student.provenance["teacher"] == {"run": run(tiny("fig6_s"), 0).id}
+
+
+def on_clips(monkeypatch, dataset: Clips, views: int, **train) -> Experiment:
+    """A tiny training on the clips of ``dataset``, which takes the place of the one that its spec names."""
+    monkeypatch.setattr(runner.data, "build", lambda spec, seed, device: dataset)
+    experiment = tiny(batch_size=4, epochs=2, precision="fp32", **train)
+    clip = ClipSpec(num_frames=2, test_clips=views)
+    shape = {"img_size": 8, "num_classes": CLASSES}
+    return replace(
+        experiment,
+        id="on_clips",
+        model=replace(experiment.model, **shape, in_chans=3, num_frames=2),
+        data=DataSpec(name="moving_digits", **shape, clip=clip, augment=AugmentSpec(mixup=0.8, cutmix=1.0)),
+    )
+
+
+def test_a_training_of_clips_ends_with_the_test_of_all_views(store_folder, monkeypatch, capsys):
+    dataset = Clips(videos=9, views=3)
+    record = run(on_clips(monkeypatch, dataset, 3), 0)
+    tested = record.provenance["test"]
+    assert (tested["seen"], tested["views"]) == (9, 3)
+    assert tested["top1"] == pytest.approx(100 * tested["correct"] / 9)
+    kept = json.loads((record.folder / "test.json").read_text())
+    assert {name: kept[name] for name in tested} == tested
+    assert len(kept["per_class"]) == CLASSES
+    assert len((record.folder / "predictions.csv").read_text().splitlines()) == 10
+    printed = capsys.readouterr().out
+    assert f"{tested['top1']:.2f}% over 3 views" in printed
+    assert "waiting for data)" in printed
+    assert 0 <= record.provenance["data_wait"] <= 1
+    assert not (record.folder / CHECKPOINT).exists()
+
+
+def test_a_death_in_the_test_costs_no_training(store_folder, monkeypatch, capsys):
+    experiment = on_clips(monkeypatch, Clips(videos=9, views=3), 3)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "score_views", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(experiment, 0)
+    assert capsys.readouterr().out.count(": epoch ") == 2
+    record = run(experiment, 0)
+    assert ": epoch " not in capsys.readouterr().out
+    assert (len(record.metrics), record.provenance["test"]["views"]) == (2, 3)
+    assert not (record.folder / CHECKPOINT).exists()
+
+
+def test_one_view_is_what_every_epoch_sees_and_is_not_tested_again(store_folder, monkeypatch):
+    record = run(on_clips(monkeypatch, Clips(videos=9, views=1), 1), 0)
+    assert "test" not in record.provenance
+    assert not (record.folder / "test.json").exists()
+
+
+def test_lost_samples_are_named(store_folder, monkeypatch):
+    dataset = Clips(videos=9, views=1)
+    dataset.lost = {"b.mp4": "no video in it", "a.mp4": "ends early"}
+    assert run(on_clips(monkeypatch, dataset, 1), 0).provenance["lost_samples"] == ["a.mp4", "b.mp4"]
+    dataset.lost = {}
+    assert "lost_samples" not in run(on_clips(monkeypatch, dataset, 1), 1).provenance
 
 
 def test_missing_data_is_said_before_anything_is_written(store_folder, tmp_path, monkeypatch):

@@ -72,6 +72,51 @@ def test_the_rate_in_the_optimiser_is_the_scheduled_one(tmp_path, schedule):
     assert [row["lr"] for row in progress.history] == expected
 
 
+class StoppedError(Exception):
+    pass
+
+
+def test_a_training_that_goes_on_leaves_the_start_weights_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    experiment = tiny()
+    dataset = data.build(experiment.data, 0, CPU)
+    torch.manual_seed(7)
+    torch.save(VideoMamba(experiment.model).state_dict(), tmp_path / "start.pth")
+
+    def stop(row):
+        if row["epoch"] == 1:
+            raise StoppedError
+
+    results = {}
+    for name in ("calm", "stopped", "fresh"):
+        folder = tmp_path / name
+        folder.mkdir()
+        options = {} if name == "fresh" else {"start": tmp_path / "start.pth"}
+        if name == "stopped":
+            with pytest.raises(StoppedError):
+                train(experiment, 0, dataset, ALONE, folder, **options, report=stop)
+        results[name] = [row["test_loss"] for row in train(experiment, 0, dataset, ALONE, folder, **options).history]
+    assert results["calm"] == results["stopped"] != results["fresh"]
+
+
+def test_the_rate_of_the_input_is_scaled_in_training(tmp_path):
+    """At a scale of zero the input stays as it was made; everything else learns."""
+    experiment = tiny(input_lr_scale=0.0, weight_decay=0.3)
+    train(experiment, 0, data.build(experiment.data, 0, CPU), ALONE, tmp_path)
+    torch.manual_seed(0)
+    with training._made_in(torch.float64):
+        before = VideoMamba(experiment.model).state_dict()
+    after = torch.load(tmp_path / WEIGHTS, weights_only=True)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token"}
+
+
+def test_the_wait_for_data_is_a_mean_over_time():
+    rows = [{"data_wait": 0.5, "seconds": 3.0}, {"data_wait": 0.1, "seconds": 1.0}]
+    assert training.Progress(epoch=2, history=rows).data_wait == pytest.approx((1.5 + 0.1) / 4)
+    assert training.Progress().data_wait == 0.0
+
+
 class Poisoned:
     """The digits, with one image that is no number in the second step."""
 
@@ -105,5 +150,5 @@ def test_a_batch_that_does_not_divide_into_pairs_is_refused(tmp_path):
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     experiment = tiny(batch_size=1024)
-    with pytest.raises(ValueError, match="batch_size 1024 exceeds the 898 training images"):
+    with pytest.raises(ValueError, match="batch_size 1024 exceeds the 898 training samples"):
         train(experiment, 0, data.build(experiment.data, 0, CPU), ALONE, tmp_path)

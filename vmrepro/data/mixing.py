@@ -1,4 +1,4 @@
-"""Mixup, cutmix and label smoothing of a batch (timm's, as the recipe uses it), with chance from a seed."""
+"""Mixup, cutmix and label smoothing of a batch (timm's, as the recipes use it), with chance from a seed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vmrepro.specs.schema import AugmentSpec
 
 
 class Mixing:
-    """Turns images and labels ``(batch,)`` into mixed images and soft targets ``(batch, classes)``.
+    """Turns images or clips and labels ``(batch,)`` into mixed ones and soft targets ``(batch, classes)``.
 
-    A call with the same seed draws the same mixing, in every process of a distributed run too.
+    Of a clip ``(C, T, H, W)`` cutmix replaces the same box in every frame, as the released video code does. A call with the
+    same seed draws the same mixing, in every process of a distributed run too.
     """
 
     def __init__(self, spec: AugmentSpec, num_classes: int) -> None:
@@ -35,5 +36,7 @@ class Mixing:
             one_hot = functional.one_hot(labels, self._num_classes).to(images.dtype)
             return images, one_hot * (1 - self._smoothing) + self._smoothing / self._num_classes
         np.random.seed(seed % 2**32)  # noqa: NPY002 - timm's Mixup reads this very generator
-        mixed, targets = self._mixup(images, labels)
-        return mixed, targets.to(images.dtype)  # timm's are float32, and the loss takes their type
+        # timm takes the third and fourth axis for height and width: frames go to the channels meanwhile.
+        frames = images.flatten(1, 2) if images.ndim == 5 else images
+        mixed, targets = self._mixup(frames, labels)
+        return mixed.view_as(images), targets.to(images.dtype)  # timm's are float32, and the loss takes their type

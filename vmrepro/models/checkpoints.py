@@ -19,6 +19,7 @@ from vmrepro.models.blocks import widen
 from vmrepro.specs.schema import ModelSpec
 
 SPATIAL, TEMPORAL, PATCHES = "pos_embed", "temporal_pos_embedding", "patch_embed.proj.weight"
+OF_THE_TASK = ("head", "distill_head")  # parts that depend on what was asked of a model
 
 
 class LoadReport(NamedTuple):
@@ -97,6 +98,47 @@ def read_state(source: str | Path | Mapping) -> dict[str, Tensor]:
     return dict(source)
 
 
+def spec_of_state(state: Mapping[str, Tensor]) -> ModelSpec:
+    """The sizes of the VideoMamba that a released or own state belongs to, told from names and shapes.
+
+    What leaves no trace in shapes is as released: square frames, patches that do not overlap, spatial-first scan, no dropout
+    but the default stochastic depth. Raises ValueError where shapes cannot tell, as for a rectangular grid of patches, and for
+    what is no classifier, as a masked-pretraining encoder.
+    """
+    first = "layers.0.mixer."
+    needed = (SPATIAL, PATCHES, f"{first}A_log", f"{first}conv1d.weight", f"{first}dt_proj.weight", "norm_f.weight")
+    if absent := [name for name in needed if name not in state]:
+        encoder = (
+            " It is a masked-pretraining encoder: give it a classifier by a fine-tuning first." if "norm.weight" in state else ""
+        )
+        raise ValueError(f"the state of a VideoMamba has {', '.join(absent)}, this one has not.{encoder}")
+    patches, matrix, rank = state[PATCHES].shape, state[f"{first}A_log"].shape, state[f"{first}dt_proj.weight"].shape[1]
+    d, side = patches[0], math.isqrt(state[SPATIAL].shape[1] - 1)
+    if side * side != state[SPATIAL].shape[1] - 1:
+        raise ValueError(
+            f"{state[SPATIAL].shape[1] - 1} patches of a frame form no square, and their grid cannot be told from that: "
+            "build the model with vmrepro.create_model and its img_size, and load_checkpoint"
+        )
+    tubelet = patches[2] if len(patches) == 5 else 1
+    return ModelSpec(
+        depth=len({name.split(".")[1] for name in state if name.startswith("layers.")}),
+        embed_dim=d,
+        img_size=side * patches[-1],
+        patch_size=patches[-1],
+        in_chans=patches[1],
+        num_classes=len(state["head.weight"]) if "head.weight" in state else 0,
+        num_frames=state[TEMPORAL].shape[1] * tubelet if TEMPORAL in state else None,
+        kernel_size=tubelet,
+        d_state=matrix[1],
+        d_conv=state[f"{first}conv1d.weight"].shape[-1],
+        expand=matrix[0] // d,
+        dt_rank=None if rank == math.ceil(d / 16) else rank,
+        norm="layer" if "norm_f.bias" in state else "rms",
+        bidirectional=f"{first}A_b_log" in state,
+        distill_dim=len(state["distill_head.1.weight"]) if "distill_head.1.weight" in state else None,
+    )
+
+
 def resize_spatial(table: Tensor, grid_to: tuple[int, int], *, grid_from: tuple[int, int] | None = None) -> Tensor:
     """A spatial table (1, 1 + rows·columns, d) for another grid: bicubic, corners not aligned, class token as it was.
 
@@ -155,6 +197,29 @@ def image_to_video(
     if PATCHES not in state:
         raise ValueError(f"the state has no {PATCHES!r}: unwrap the file with read_state first")
     return {**state, PATCHES: inflate_2d_to_3d(state[PATCHES], spec.kernel_size, mode)}
+
+
+def start_from(model: nn.Module, source: str | Path | Mapping) -> LoadReport:
+    """Give a VideoMamba the weights that its training begins from, and say what was done.
+
+    source: as for ``load_checkpoint``. Image weights start a video model with their patch kernel inflated and the temporal
+    table as it is, which is zero in a fresh model; its classifier starts fresh. Position tables of other sizes are resized. A
+    classifier of another number of classes, and a head for another teacher or for none, start fresh too. Raises ValueError, and
+    changes nothing, if anything else differs. Source: paper section 4.2; the released video loaders.
+    """
+    state, own = read_state(source), model.state_dict()
+    inflated = model.spec.num_frames is not None and PATCHES in state and state[PATCHES].ndim == 4
+    if inflated:
+        state = image_to_video(state, model.spec)
+    skip = [part for part in OF_THE_TASK if inflated or _shapes_under(state, part) != _shapes_under(own, part)]
+    skip = [part for part in skip if _shapes_under(state, part) or _shapes_under(own, part)]
+    if TEMPORAL in own and TEMPORAL not in state:
+        skip.append(TEMPORAL)
+    return load_checkpoint(model, state, skip=skip, resize=True)
+
+
+def _shapes_under(state: Mapping[str, Tensor], part: str) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state.items() if _is_under(key, (part,))}
 
 
 def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,9 +30,16 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a float64 tensor, on every one of them."""
+        """The sum over all processes of a tensor, on every one of them."""
         if self.size > 1:
             dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on every one of them."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
@@ -59,4 +68,5 @@ def join(device: str) -> World:
         torch.cuda.set_device(place)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)  # else its threads may outlive the interpreter, which aborts
     return World(dist.get_rank(), size, place)

@@ -10,14 +10,31 @@ from timm.optim import param_groups_weight_decay
 from vmrepro.models import VideoMamba
 from vmrepro.specs.schema import TrainSpec
 
+# What the released layer decay reaches, having passed over the blocks (``optim_factory.py``).
+INPUT = ("patch_embed.", "pos_embed", "cls_token")
+
 
 def make_optimiser(model: VideoMamba, spec: TrainSpec) -> torch.optim.AdamW:
-    """AdamW in two groups: vectors, biases and the names in ``no_weight_decay`` do not decay, everything else does.
+    """AdamW in groups: vectors, biases and the names in ``no_weight_decay`` do not decay, everything else does.
 
-    So A_log, a matrix, decays in spite of Mamba's intention, as in the released training.
+    So A_log, a matrix, decays in spite of Mamba's intention, as in the released training. Each group carries the factor
+    of its learning rate, "lr_scale": ``spec.input_lr_scale`` for the parameters under ``INPUT``, 1 for the others.
     """
-    groups = param_groups_weight_decay(model, spec.weight_decay, no_weight_decay_list=model.no_weight_decay())
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    scaled = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(INPUT)}
+    groups = []
+    for group in param_groups_weight_decay(model, spec.weight_decay, no_weight_decay_list=model.no_weight_decay()):
+        for factor, inside in (1.0, False), (spec.input_lr_scale, True):
+            members = [parameter for parameter in group["params"] if (id(parameter) in scaled) == inside]
+            groups += [{**group, "params": members, "lr_scale": factor}] if members else []
+    optimiser = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    set_rate(optimiser, spec.lr)
+    return optimiser
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of ``make_optimiser`` its share of a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
 def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:

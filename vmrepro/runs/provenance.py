@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,7 @@ import torch
 
 from vmrepro import ops, paths, store
 
-PACKAGES = ("torch", "timm", "torchvision", "numpy", "scikit-learn", "triton", "mamba-ssm")
+PACKAGES = ("torch", "timm", "torchvision", "numpy", "scikit-learn", "triton", "mamba-ssm", "av", "decord")
 
 
 def commit() -> dict[str, Any]:
@@ -67,6 +68,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def sha256(file: Path) -> str:
+    """The digest of a file's content, in hexadecimal."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def collect(device: torch.device, backend: str, processes: int) -> dict[str, Any]:

@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from vmrepro import data, store
+from vmrepro import data, paths, store
 from vmrepro.models import VideoMamba, load_checkpoint
 from vmrepro.runs import distributed, provenance
-from vmrepro.runs.train import FAILED_BATCH, WEIGHTS, TrainingDivergedError, train
+from vmrepro.runs.train import CHECKPOINT, EVALUATION_FACTOR, FAILED_BATCH, WEIGHTS, Progress, TrainingDivergedError, train
+from vmrepro.runs.views import ViewTest, score_views
 from vmrepro.specs.schema import Experiment, to_dict
+
+EMBEDDED = ("digits", "moving_digits")  # data that need no files, and no processes to read them
 
 
 class RunFailedError(RuntimeError):
@@ -30,6 +34,9 @@ def resolve(experiment: Experiment, device: torch.device) -> Experiment:
     if experiment.distill is not None:
         teacher = resolve(experiment.distill.teacher, device)
         experiment = replace(experiment, distill=replace(experiment.distill, teacher=teacher))
+    if experiment.start is not None and experiment.start.experiment is not None:
+        first = resolve(experiment.start.experiment, device)
+        experiment = replace(experiment, start=replace(experiment.start, experiment=first))
     if experiment.train.precision != "auto":
         return experiment
     precision = "bf16" if device.type == "cuda" else "fp32"
@@ -46,9 +53,10 @@ def run(
 ) -> store.Record:
     """The record of ``experiment`` under ``seed``: the one in the store if there is one, otherwise made now.
 
-    A teacher is run first. Prints what it did, and how it goes while it trains if ``every_epoch``. Under torchrun every
-    process calls this and all return the same record. Raises FileNotFoundError for missing data, RuntimeError for an
-    absent device or backend, TrainingDivergedError when this run diverges and RunFailedError when it did so before.
+    A teacher is run first, and so is an experiment whose weights this one starts from. Prints what it did, and how it goes
+    while it trains if ``every_epoch``. Under torchrun every process calls this and all return the same record. Raises
+    FileNotFoundError for missing data or a missing released file, RuntimeError for an absent device or backend,
+    TrainingDivergedError when this run diverges and RunFailedError when it did so before.
     """
     # Smoke runs on the CPU unless told otherwise, so that its numbers are the same everywhere.
     world = distributed.join("cpu" if device == "auto" and experiment.tier == "smoke" else device)
@@ -60,10 +68,7 @@ def run(
     if (record := store.read(identifier)) is not None:
         say(f"{identifier}: reused, {record.metrics[-1]['top1']:.2f}% top-1 after {len(record.metrics)} epochs")
         return record
-    teacher = None
-    if experiment.distill is not None:
-        taught = run(experiment.distill.teacher, seed, device=device, backend=backend, every_epoch=every_epoch)
-        teacher = _load_teacher(experiment.distill.teacher, taught.folder, world.device, backend)
+    before = _run_before(experiment, seed, world.device, {"device": device, "backend": backend, "every_epoch": every_epoch})
     dataset = data.build(experiment.data, seed, world.device)
     with store.claim(identifier) if world.leads else contextlib.nullcontext(store.folder(identifier)) as folder:
         world.barrier()
@@ -71,9 +76,43 @@ def run(
         if store.read(identifier) is None:
             _refuse_failed(folder)
             show = _progress(identifier, experiment.train.epochs) if every_epoch else (lambda row: None)
-            _make(experiment, seed, dataset, world, folder, backend, teacher, show)
+            _make(experiment, seed, dataset, world, folder, backend, before, show)
         world.barrier()
     return store.read(identifier)
+
+
+class _Before(NamedTuple):
+    """What a training builds on, and what its record says of that."""
+
+    teacher: VideoMamba | None
+    start: Path | None
+    origin: dict[str, Any]
+
+
+def _run_before(experiment: Experiment, seed: int, device: torch.device, options: dict[str, Any]) -> _Before:
+    """Run the teacher and the experiment that gives the start weights, where there are any, or find the released file."""
+    teacher, start, origin = None, None, {}
+    if experiment.distill is not None:
+        taught = run(experiment.distill.teacher, seed, **options)
+        teacher = load_run(experiment.distill.teacher, taught.folder, device, options["backend"])
+        origin["teacher"] = {"run": taught.id}
+    if experiment.start is not None and experiment.start.experiment is not None:
+        first = run(experiment.start.experiment, seed, **options)
+        start, origin["start"] = first.folder / WEIGHTS, {"run": first.id}
+    elif experiment.start is not None:
+        start = _released(experiment.start.checkpoint)
+        origin["start"] = {"file": start.name, "sha256": provenance.sha256(start)}
+    return _Before(teacher, start, origin)
+
+
+def _released(name: str) -> Path:
+    file = paths.checkpoints() / name
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"the released file {name!r} is not in {file.parent}: take it from the authors' model zoo (OpenGVLab/VideoMamba on "
+            "Hugging Face) and put it there, or point VMREPRO_CHECKPOINTS at the folder that has it"
+        )
+    return file
 
 
 def run_all(
@@ -87,11 +126,11 @@ def run_all(
 ) -> list[store.Record]:
     """The records of every experiment under every seed, seed by seed, as ``run`` makes them.
 
-    ``jobs`` processes share the seeds (by default one a core, at most one a seed, and one only under torchrun or for
-    ImageNet, which fill a machine by themselves). Even on one GPU that pays: small models leave it waiting.
+    ``jobs`` processes share the seeds (by default one a core, at most one a seed, and one only under torchrun or for data
+    from files, which fill a machine by themselves). Even on one GPU that pays: small models leave it waiting.
     """
     if jobs is None:
-        alone = "WORLD_SIZE" in os.environ or any(experiment.data.name == "imagenet" for experiment in experiments)
+        alone = "WORLD_SIZE" in os.environ or any(experiment.data.name not in EMBEDDED for experiment in experiments)
         jobs = 1 if alone else min(len(seeds), os.cpu_count() or 1)
     if jobs == 1:
         return [record for seed in seeds for record in _run_seed(experiments, seed, device, backend, every_epoch)]
@@ -121,22 +160,48 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _make(experiment, seed, dataset, world, folder: Path, backend: str, teacher, show) -> None:
+def _make(experiment, seed, dataset, world, folder: Path, backend: str, before: _Before, show) -> None:
     if world.leads:
         store.write_json(folder / "spec.json", {"experiment": to_dict(experiment), "seed": seed})
     try:
         with _threads(experiment.train.cpu_threads):
-            progress = train(experiment, seed, dataset, world, folder, backend=backend, teacher=teacher, report=show)
+            options = {"backend": backend, "teacher": before.teacher, "start": before.start}
+            progress = train(experiment, seed, dataset, world, folder, **options, report=show)
+            tested = _test(experiment, dataset, world, folder, backend)
     except TrainingDivergedError as error:
         if world.leads:
             store.write_json(folder / "failure.json", {"message": str(error), **error.details})
         raise
+    lost = world.gather(sorted(getattr(dataset, "lost", ())))
     if world.leads:
-        signed = provenance.collect(world.device, backend, world.size)
+        signed = provenance.collect(world.device, backend, world.size) | before.origin
         signed |= {"seed": seed, "wall_seconds": round(progress.seconds, 2), "peak_memory_bytes": progress.peak_bytes}
+        signed |= {"data_wait": round(progress.data_wait, 3)}
+        signed |= {"lost_samples": sorted({name for names in lost for name in names})} if any(lost) else {}
+        signed |= {"test": tested.summary()} if tested else {}
         store.write_json(folder / "provenance.json", signed)
-        score = progress.history[-1]["top1"]
-        print(f"{folder.name}: trained {progress.epoch} epochs in {progress.seconds:.1f} s, {score:.2f}% top-1")
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        print(f"{folder.name}: {_told(progress, tested)}")
+
+
+def _test(experiment: Experiment, dataset, world, folder: Path, backend: str) -> ViewTest | None:
+    """The test of several views with the final weights, where the spec asks for one; leaves its files in ``folder``."""
+    clip = experiment.data.clip
+    if clip is None or clip.views == 1:
+        return None
+    world.barrier()  # the weights are written by another process
+    model = load_run(experiment, folder, world.device, backend)
+    at_once = EVALUATION_FACTOR * experiment.train.batch_size // world.size
+    tested = score_views(model, dataset, clip.views, at_once, world, experiment.train.precision)
+    if world.leads:
+        tested.write(folder)
+    return tested
+
+
+def _told(progress: Progress, tested: ViewTest | None) -> str:
+    line = f"trained {progress.epoch} epochs in {progress.seconds:.1f} s ({progress.data_wait:.0%} waiting for data)"
+    line += f", {progress.history[-1]['top1']:.2f}% top-1"
+    return line if tested is None else f"{line}, {tested.top1:.2f}% over {tested.views} views"
 
 
 def _progress(name: str, epochs: int) -> Callable[[dict[str, float]], None]:
@@ -152,7 +217,8 @@ def _progress(name: str, epochs: int) -> Callable[[dict[str, float]], None]:
     return show
 
 
-def _load_teacher(experiment: Experiment, folder: Path, device: torch.device, backend: str) -> VideoMamba:
+def load_run(experiment: Experiment, folder: Path, device: torch.device, backend: str) -> VideoMamba:
+    """The trained model of a resolved experiment from the folder of its run, frozen and in eval mode."""
     dtype = torch.float64 if experiment.train.precision == "fp64" else torch.float32
     model = VideoMamba(experiment.model, backend=backend).to(device, dtype)
     load_checkpoint(model, folder / WEIGHTS)

@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from vmrepro import store
 from vmrepro.data.mixing import Mixing
 from vmrepro.models import VideoMamba
+from vmrepro.models.checkpoints import start_from
 from vmrepro.runs.distributed import World
 from vmrepro.runs.evaluate import autocast, evaluate
-from vmrepro.runs.optimise import learning_rate, make_optimiser
+from vmrepro.runs.optimise import learning_rate, make_optimiser, set_rate
 from vmrepro.runs.provenance import peak_memory_bytes
 from vmrepro.specs.schema import DistillSpec, Experiment
 
@@ -48,6 +49,12 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the epochs' time that the training steps waited for data."""
+        seconds = sum(row["seconds"] for row in self.history)
+        return sum(row["data_wait"] * row["seconds"] for row in self.history) / seconds if seconds else 0.0
 
 
 def feature_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
@@ -92,13 +99,15 @@ def train(
     *,
     backend: str = "auto",
     teacher: VideoMamba | None = None,
+    start: Path | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> Progress:
     """Train ``experiment`` to its end, from the checkpoint in ``folder`` if there is one.
 
-    Leaves metrics.jsonl and weights.pt in ``folder``. ``teacher``: the frozen model of ``experiment.distill``.
-    ``report`` is called with each epoch's row. Raises TrainingDivergedError on a loss or gradient that is no number, and
-    ValueError when the batch does not divide among the processes or exceeds the data.
+    Leaves metrics.jsonl and weights.pt in ``folder``, and the last checkpoint if there is one. ``teacher``: the frozen
+    model of ``experiment.distill``. ``start``: the file of ``experiment.start``. ``report`` is called with each epoch's row.
+    Raises TrainingDivergedError on a loss or gradient that is no number, and ValueError when the batch does not divide
+    among the processes or exceeds the data, or the start weights do not fit.
     """
     spec = experiment.train
     if spec.batch_size % (2 * world.size):
@@ -109,6 +118,8 @@ def train(
     torch.manual_seed(seed)
     with _made_in(_dtype(spec.precision)):
         model = VideoMamba(experiment.model, backend=backend).to(world.device)
+    if start is not None:
+        start_from(model, start)
     optimiser = make_optimiser(model, spec)
     progress = _load(folder / CHECKPOINT, model, optimiser, world.device)
     objectives = _Objectives(experiment, model, teacher, world)
@@ -138,7 +149,6 @@ def train(
     if world.leads:
         store.write_metrics(folder, progress.history)
         store.write_atomically(folder / WEIGHTS, _bytes(model.state_dict()))
-        (folder / CHECKPOINT).unlink(missing_ok=True)
     return progress
 
 
@@ -187,8 +197,8 @@ def _train_epoch(experiment, seed, epoch, data, world, objectives, optimiser, fo
     for index, (images, labels) in enumerate(data.train_batches(epoch, spec.batch_size, world.rank, world.size)):
         waited += time.perf_counter() - asked
         step = epoch * steps + index
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(spec, step, steps)
+        rate = learning_rate(spec, step, steps)
+        set_rate(optimiser, rate)
         images, targets = mixing(images.to(dtype), labels, seed * 1_000_003 + step)
         with autocast(world.device, spec.precision):
             loss, features = objectives.at(epoch, images, targets)(images, targets)
@@ -206,9 +216,9 @@ def _train_epoch(experiment, seed, epoch, data, world, objectives, optimiser, fo
         sums += torch.stack([loss.detach(), features.detach()]).double()
         asked = time.perf_counter()
     if steps == 0:
-        raise ValueError(f"{experiment.id}: batch_size {spec.batch_size} exceeds the {data.train_size} training images")
+        raise ValueError(f"{experiment.id}: batch_size {spec.batch_size} exceeds the {data.train_size} training samples")
     total, feature = (world.sum(sums) / (steps * world.size)).tolist()
-    row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"], "train_loss": total}
+    row = {"epoch": epoch, "lr": rate, "train_loss": total}
     row |= {"feature_loss": feature} if feature else {}
     return row | {"data_wait": round(waited / (time.perf_counter() - started), 3)}
 
