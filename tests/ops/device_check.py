@@ -170,6 +170,14 @@ def check_fused(record):
             )
             worst = max(error(a, b) for a, b in pairs)
             record(f"conv {dtype} L{length} D{channels} W{width}", worst < BUDGET[dtype], worst=worst)
+            for way, reverse in enumerate((False, True)):
+                leaves, given = [x, *taps[2 * way : 2 * way + 2]], [wide[0], *wide[2 * way + 1 : 2 * way + 3]]
+                one = cuda.causal_conv1d(*leaves, activation="silu", reverse=reverse)
+                grads = torch.autograd.grad(one, leaves, dout[way])
+                true_one = reference.causal_conv1d(*given, activation="silu", reverse=reverse)
+                true_grads = torch.autograd.grad(true_one, given, dout[way].double())
+                worst = max(error(a, b) for a, b in zip((one, *grads), (true_one, *true_grads), strict=True))
+                record(f"one conv {dtype} L{length} D{channels} {reverse=}", worst < BUDGET[dtype], worst=worst)
         for rows, channels in ((1, 192), (1000, 576), (77, 37)):
             leaves = [normal(2, rows, channels).to(GPU, dtype), normal(2, rows, channels).to(GPU), normal(channels).to(GPU)]
             leaves = [t.requires_grad_() for t in leaves]

@@ -55,7 +55,6 @@ inline void stop(State state) {
     swapcontext(&fibres[running].context, &scheduler);
 }
 inline void __syncthreads() { stop(AT_BLOCK); }
-inline void block_barrier() { stop(AT_BLOCK); }
 inline void group_barrier(int id, int threads) {
     fibres[running].group = {id, threads};
     stop(AT_GROUP);

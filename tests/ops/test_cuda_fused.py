@@ -5,10 +5,11 @@ import torch
 
 from tests.ops.cuda_emulator import emulated, needs_compiler
 from tests.ops.oracle import judge
-from vmrepro.ops import add_rms_norm, bidirectional_conv, cuda
+from vmrepro.ops import add_rms_norm, bidirectional_conv, causal_conv1d, cuda
 from vmrepro.ops.cuda import fused
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_compiler]
+LARGEST = max(fused.CONV_TILES)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,38 @@ def conv_inputs(length, channels, width, dtype, bias=True):
     [
         (1, 6, 4, torch.bfloat16),
         (3, 6, 4, torch.bfloat16),
-        (fused.CONV_TILE, 6, 4, torch.bfloat16),
-        (2 * fused.CONV_TILE + 1, 6, 4, torch.bfloat16),
-        (fused.CONV_TILE + 2, 7, 2, torch.float32),
+        (LARGEST, 6, 4, torch.bfloat16),
+        (2 * LARGEST + 1, 6, 4, torch.bfloat16),
+        (LARGEST + 2, 7, 2, torch.float32),
     ],
 )
-def test_both_convolutions(emulator, length, channels, width, dtype):
+@pytest.mark.parametrize("enough", [0, 1 << 30])
+def test_both_convolutions(emulator, monkeypatch, length, channels, width, dtype, enough):
+    monkeypatch.setattr(fused, "CONV_ENOUGH", enough)
     inputs = conv_inputs(length, channels, width, dtype)
     judge(cuda.bidirectional_conv, lambda **x: bidirectional_conv(**x, backend="reference"), inputs, dtype, "cpu")
     assert emulator.launched[-2:] == ["conv_forward", "conv_backward"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("length", "channels", "dtype"), [(2, 6, torch.bfloat16), (40, 6, torch.bfloat16), (35, 7, torch.float32)]
+)
+def test_one_convolution(emulator, length, channels, dtype, reverse):
+    inputs = conv_inputs(length, channels, 4, dtype)
+    inputs = {name: inputs[of] for name, of in (("x", "x"), ("weight", "weight_f"), ("bias", "bias_f"))}
+    options = {"activation": "silu", "reverse": reverse}
+    definition = lambda **x: causal_conv1d(**x, **options, backend="reference")  # noqa: E731
+    judge(lambda **x: cuda.causal_conv1d(**x, **options), definition, inputs, dtype, "cpu")
+    assert emulator.launched[-2:] == ["conv_forward", "conv_backward"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "tile"), [(64, 1569, 384, 64), (8, 12545, 384, 64), (16, 1569, 384, 32), (96, 73, 384, 16)]
+)
+def test_tiles_keep_132_multiprocessors_busy(monkeypatch, batch, length, channels, tile):
+    monkeypatch.setattr(fused.driver, "multiprocessors", lambda device: 132)
+    assert fused._tile(torch.empty(batch, length, channels, device="meta"), 2) == tile
 
 
 def test_convolutions_without_bias(emulator):
@@ -77,6 +101,7 @@ def test_norm_of_which_one_output_is_unread(emulator):
 def test_registration_as_operators(emulator):
     taps = [torch.randn(8, 4, requires_grad=True), torch.randn(8), torch.randn(8, 4), torch.randn(8)]
     torch.library.opcheck(fused.conv_forward, (torch.randn(1, 5, 8, requires_grad=True), *taps))
+    torch.library.opcheck(fused.causal_conv, (torch.randn(1, 5, 8, requires_grad=True), *taps[:2], True))
     hidden, residual = torch.randn(3, 16, requires_grad=True), torch.randn(3, 16, requires_grad=True)
     torch.library.opcheck(fused.norm_forward, (hidden, residual, torch.randn(16, requires_grad=True), 1e-5))
 
@@ -88,3 +113,5 @@ def test_what_the_kernels_do_not_take_is_refused(emulator):
         cuda.bidirectional_conv(**conv_inputs(3, 4, 5, torch.float32))
     with pytest.raises(NotImplementedError, match="residual in fp32"):
         cuda.add_rms_norm(torch.randn(2, 8).bfloat16(), torch.randn(2, 8).bfloat16(), torch.ones(8), 1e-5)
+    with pytest.raises(NotImplementedError, match="activation None"):
+        cuda.causal_conv1d(*[conv_inputs(3, 4, 4, torch.float32)[name] for name in ("x", "weight_f", "bias_f")])

@@ -51,7 +51,7 @@ def definition(forward, backward, z):
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 37])
 def test_two_directions_in_bfloat16(emulator, length, decay):
     judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, decay), torch.bfloat16, "cpu")
-    assert emulator.launched == ["scan_forward", "gate_backward", "scan_backward"]
+    assert emulator.launched == ["scan_forward", "gate_backward", "scan_backward", "join_projections"]
 
 
 @pytest.mark.parametrize(("length", "channels"), [(1, 1), (35, 5), (18, 131)])

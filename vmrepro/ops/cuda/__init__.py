@@ -77,15 +77,32 @@ def bidirectional_conv(
     x: Tensor, weight_f: Tensor, bias_f: Tensor | None, weight_b: Tensor, bias_b: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The pair of ``vmrepro.ops.bidirectional_conv``; raises NotImplementedError for what the kernels do not take."""
-    if x.dtype not in IO or weight_f.shape[1] not in fused.WIDTHS or weight_f.shape != weight_b.shape:
-        widths = f"{weight_f.shape[1]} and {weight_b.shape[1]}"
+    _check_conv(x, weight_f, weight_b)
+    return fused.conv_forward(_rows(x, x.dtype), *_taps(x, weight_f, bias_f), *_taps(x, weight_b, bias_b))
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None, reverse: bool = False
+) -> Tensor:
+    """The convolution of ``vmrepro.ops.causal_conv1d``; raises NotImplementedError for what the kernels do not take."""
+    if activation is None:
+        raise NotImplementedError("the CUDA kernels apply SiLU after the convolution, got activation None: use 'chunked'")
+    _check_conv(x, weight)
+    return fused.causal_conv(_rows(x, x.dtype), *_taps(x, weight, bias), reverse)
+
+
+def _check_conv(x: Tensor, *weights: Tensor) -> None:
+    widths = {weight.shape[1] for weight in weights}
+    if x.dtype not in IO or len(widths) > 1 or not widths <= {*fused.WIDTHS}:
+        got = " and ".join(str(weight.shape[1]) for weight in weights)
         raise NotImplementedError(
             f"the CUDA kernels take bf16, fp16 and fp32 and equal widths in {fused.WIDTHS}, "
-            f"got {x.dtype} and {widths}: use 'chunked'"
+            f"got {x.dtype} and {got}: use 'chunked'"
         )
-    taps = [_parameter(w, x, w.shape) for w in (weight_f, weight_b)]
-    biases = [_parameter(b, x, x.shape[-1:]) for b in (bias_f, bias_b)]
-    return fused.conv_forward(_rows(x, x.dtype), taps[0], biases[0], taps[1], biases[1])
+
+
+def _taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return weight.float().contiguous(), _parameter(bias, x, x.shape[-1:])
 
 
 def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -118,13 +135,11 @@ def add_norm_mix(
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
     if not block.takes(hidden, residual, dtype, forward):
         return None
-    ways = []
-    for way in (forward, backward):
-        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D = way
-        plain = [t.float().contiguous() for t in (conv_weight, conv_bias, dt_bias, D)]
-        ways += [*plain[:2], x_proj, dt_proj, plain[2], -torch.exp(A_log.float()), plain[3]]
+    norm_weight, in_proj, out_proj, *ways = (
+        t.float().contiguous() for t in (norm_weight, in_proj, out_proj, *forward, *backward)
+    )
     hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
-    parameters = (norm_weight.float().contiguous(), eps, in_proj, out_proj, ways)
+    parameters = (norm_weight, eps, in_proj, out_proj, ways)
     leaves = (hidden, residual, norm_weight, in_proj, out_proj, *ways)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
         return block.block_forward(hidden, residual, keep, *parameters, dtype)[:2]

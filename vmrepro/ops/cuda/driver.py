@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import threading
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -72,11 +73,26 @@ def launch(
     Raises CudaError with the compiler's log or the driver's message.
     """
     index = torch.cuda.current_device()
+    if not hasattr(_THREAD, "entered"):
+        _enter(device.index)
     with nullcontext() if device.index == index else torch.cuda.device(device):
         function = _function(files, kernel, defines, shared_bytes, device.index)
         stream = torch.cuda.current_stream().cuda_stream
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _check(_driver().cuLaunchKernel(function, *grid, threads, 1, 1, shared_bytes, ctypes.c_void_p(stream), parameters, None))
+
+
+_THREAD = threading.local()
+
+
+def _enter(device_index: int) -> None:
+    """Let this thread use the driver: a thread of the backward pass may come here before any call of torch's has."""
+    context = ctypes.c_void_p()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
+    if not context:
+        _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device_index))
+        _check(_driver().cuCtxSetCurrent(context))
+    _THREAD.entered = True
 
 
 @cache

@@ -11,7 +11,8 @@ from vmrepro.ops.cuda.operators import differentiable, operator
 
 WIDTHS = (2, 3, 4)
 CONV_THREADS = 64
-CONV_TILE = 64  # steps of a thread: each tile reads a few neighbouring steps again
+CONV_TILES = (64, 32, 16)  # steps of a thread: each tile reads a few neighbouring steps again
+CONV_ENOUGH = 16  # blocks that keep a multiprocessor busy
 NORM_WARPS = 8
 NORM_PIECE = 128  # channels of a warp per register quad
 MAX_NORM_CHANNELS = 2048
@@ -23,10 +24,9 @@ class ConvArgs(ctypes.Structure):
         ("x", Pointer),
         ("x_batch", Stride),
         ("x_time", Stride),
-        *(
-            (name, Pointer)
-            for name in ("weight_f", "bias_f", "weight_b", "bias_b", "out_f", "out_b", "dout_f", "dout_b", "dx", "parameters")
-        ),
+        *((name, Pointer * 2) for name in ("weight", "bias", "out", "dout")),
+        ("dx", Pointer),
+        ("parameters", Pointer),
         ("length", Int),
         ("channels", Int),
     )
@@ -44,18 +44,36 @@ class NormArgs(ctypes.Structure):
     )
 
 
-def _conv(kernel: str, x: Tensor, taps: list[Tensor], **pointers: Tensor) -> None:
+def _tile(x: Tensor, pack: int) -> int:
+    """Steps of a thread: as many as still leave ``CONV_ENOUGH`` blocks for each multiprocessor."""
+    batch, length, channels = x.shape
+    columns, wanted = batch * -(-channels // (CONV_THREADS * pack)), CONV_ENOUGH * driver.multiprocessors(x.device)
+    return next((tile for tile in CONV_TILES if columns * -(-length // tile) >= wanted), CONV_TILES[-1])
+
+
+def _conv(kernel: str, x: Tensor, ways: tuple[int, ...], taps: list[Tensor], **pairs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Launch a kernel of conv.cu for the directions in ``ways``, 0 forward and 1 backward, and return (dx, parts of dtaps).
+
+    taps: weight and bias of each of them. pairs: out, and for the backward pass dout, of each; the result is empty without it.
+    """
     batch, length, channels = x.shape
     strides = (*x.stride()[:2], channels)
     pair = x.data_ptr() % (2 * x.itemsize) == 0 and all(stride % 2 == 0 for stride in strides)
     pack, width = (2 if pair else 1), taps[0].shape[1]
-    names = dict(zip(("weight_f", "bias_f", "weight_b", "bias_b"), taps, strict=True)) | pointers | {"x": x}
-    args = ConvArgs(
-        x_batch=strides[0], x_time=strides[1], length=length, channels=channels, **{k: t.data_ptr() for k, t in names.items()}
-    )
-    defines = (("IO", IO[x.dtype]), ("WIDTH", width), ("PACK", pack), ("THREADS", CONV_THREADS), ("TILE", CONV_TILE))
-    grid = (-(-channels // (CONV_THREADS * pack)), -(-length // CONV_TILE), batch)
+    tile = _tile(x, pack)
+    tiles, backward = -(-length // tile), "dout" in pairs
+    dx = x.new_empty(x.shape if backward else 0)
+    parts = taps[0].new_empty((batch * tiles, len(ways), width + 1, channels) if backward else 0)
+    args = ConvArgs(x=x.data_ptr(), x_batch=strides[0], x_time=strides[1], length=length, channels=channels)
+    args.dx, args.parameters = dx.data_ptr(), parts.data_ptr()
+    for name, tensors in (pairs | {"weight": taps[::2], "bias": taps[1::2]}).items():
+        for way, tensor in zip(ways, tensors, strict=True):
+            getattr(args, name)[way] = tensor.data_ptr()
+    mask = sum(1 << way for way in ways)
+    defines = (("IO", IO[x.dtype]), ("WIDTH", width), ("PACK", pack), ("THREADS", CONV_THREADS), ("TILE", tile), ("WAYS", mask))
+    grid = (-(-channels // (CONV_THREADS * pack)), tiles, batch)
     driver.launch(("intrinsics.cu", "io.cu", "conv.cu"), kernel, defines, grid, CONV_THREADS, 0, args, x.device)
+    return dx, parts
 
 
 def _conv_forward_shapes(x, weight_f, bias_f, weight_b, bias_b):
@@ -65,9 +83,9 @@ def _conv_forward_shapes(x, weight_f, bias_f, weight_b, bias_b):
 @operator(fake=_conv_forward_shapes)
 def conv_forward(x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor) -> tuple[Tensor, Tensor]:
     """(u_f, u_b), (batch, length, channels) in x's type."""
-    out_f, out_b = x.new_empty(x.shape), x.new_empty(x.shape)
-    _conv("conv_forward", x, [weight_f, bias_f, weight_b, bias_b], out_f=out_f, out_b=out_b)
-    return out_f, out_b
+    out = [x.new_empty(x.shape), x.new_empty(x.shape)]
+    _conv("conv_forward", x, (0, 1), [weight_f, bias_f, weight_b, bias_b], out=out)
+    return out[0], out[1]
 
 
 def _conv_backward_shapes(dout_f, dout_b, x, weight_f, bias_f, weight_b, bias_b):
@@ -79,12 +97,13 @@ def conv_backward(
     dout_f: Tensor, dout_b: Tensor, x: Tensor, weight_f: Tensor, bias_f: Tensor, weight_b: Tensor, bias_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(dx, (2, width + 1, channels) with the gradients of the taps and, last, of the bias of each direction)."""
-    (batch, length, channels), width = x.shape, weight_f.shape[1]
-    dx = x.new_empty(x.shape)
-    parameters = weight_f.new_empty((batch * -(-length // CONV_TILE), 2, width + 1, channels))
-    taps = [weight_f, bias_f, weight_b, bias_b]
-    _conv("conv_backward", x, taps, dout_f=dout_f, dout_b=dout_b, dx=dx, parameters=parameters)
-    return dx, parameters.sum(0)
+    dx, parts = conv_backward_parts([dout_f, dout_b], x, [weight_f, bias_f, weight_b, bias_b])
+    return dx, parts.sum(0)
+
+
+def conv_backward_parts(dout: list[Tensor], x: Tensor, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """As ``conv_backward``, with parts (parts, 2, width + 1, channels) that are still to be added."""
+    return _conv("conv_backward", x, (0, 1), taps, dout=dout)
 
 
 def _conv_setup(ctx, inputs, output):
@@ -98,6 +117,42 @@ def _conv_backward(ctx, dout_f, dout_b):
 
 
 differentiable(conv_forward, _conv_backward, _conv_setup)
+
+
+def _causal_conv_shapes(x, weight, bias, reverse):
+    return x.new_empty(x.shape)
+
+
+@operator(fake=_causal_conv_shapes)
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+    """One of the pair that ``conv_forward`` gives: u_f or, with ``reverse``, u_b."""
+    out = x.new_empty(x.shape)
+    _conv("conv_forward", x, (int(reverse),), [weight, bias], out=[out])
+    return out
+
+
+def _causal_conv_backward_shapes(dout, x, weight, bias, reverse):
+    return x.new_empty(x.shape), weight.new_empty((weight.shape[1] + 1, x.shape[2]))
+
+
+@operator(fake=_causal_conv_backward_shapes)
+def causal_conv_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """(dx, (width + 1, channels) with the gradients of the taps and, last, of the bias)."""
+    dx, parts = _conv("conv_backward", x, (int(reverse),), [weight, bias], dout=[dout])
+    return dx, parts.sum(0)[0]
+
+
+def _causal_conv_setup(ctx, inputs, output):
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _causal_conv_backward(ctx, dout):
+    dx, parameters = causal_conv_backward(dout.contiguous(), *ctx.saved_tensors, ctx.reverse)
+    return dx, parameters[:-1].t(), parameters[-1], None
+
+
+differentiable(causal_conv, _causal_conv_backward, _causal_conv_setup)
 
 
 def _norm(kernel: str, like: Tensor, *, eps: float = 0.0, blocks: int = 0, **pointers: Tensor | None) -> None:
@@ -164,6 +219,14 @@ def norm_backward(
 
     keep: as in ``norm_into``.
     """
+    dhidden, dresidual, parts = norm_backward_parts(dnormed, dstream, stream, scale, weight, two, keep)
+    return dhidden, dresidual, parts.sum(0)
+
+
+def norm_backward_parts(
+    dnormed: Tensor, dstream: Tensor | None, stream: Tensor, scale: Tensor, weight: Tensor, two: bool, keep: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``norm_backward``, with parts (parts, channels) of dweight that are still to be added."""
     channels = dnormed.shape[-1]
     blocks = min(NORM_BACKWARD_BLOCKS, -(-scale.numel() // NORM_WARPS))
     dhidden, dresidual = torch.empty_like(dnormed), stream.new_empty(stream.shape if two else 0)
@@ -171,7 +234,7 @@ def norm_backward(
     pointers = {"weight": weight, "stream": stream, "scale": scale, "dnormed": dnormed, "dstream": dstream, "dhidden": dhidden}
     pointers |= {"dresidual": dresidual if two else None, "dweight": parts, "keep": keep}
     _norm("norm_backward", dnormed, blocks=blocks, **pointers)
-    return dhidden, dresidual, parts.sum(0)
+    return dhidden, dresidual, parts
 
 
 def _norm_setup(ctx, inputs, output):

@@ -79,10 +79,7 @@ INLINE void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// All threads of the block, wherever in the code each of them calls it.
-INLINE void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
-
-// The given number of threads, a multiple of 32, that call it with the same id, which is not 0.
+// The given number of threads, a multiple of 32, that call it with the same id, which is not 0; wherever in the code each calls it.
 INLINE void group_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 INLINE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }

@@ -76,6 +76,10 @@ class ChainArgs(ctypes.Structure):
     _fields_ = (("A", Pointer * 2), *_fields(Pointer, "start time state"), *_fields(Int, "batch channels splits descending"))
 
 
+class JoinArgs(ctypes.Structure):
+    _fields_ = (*_fields(Pointer, "parts"), ("target", Pointer * 2), *_fields(Stride, "rows pitch"), *_fields(Int, "count"))
+
+
 @dataclass(frozen=True)
 class Config:
     """Compile-time sizes for operands of ``dtype`` and ``state`` states; ``vector``: all rows of u, delta and z are made of

@@ -20,6 +20,7 @@ from vmrepro.ops.cuda.layout import (
     ForwardArgs,
     GateArgs,
     Gradients,
+    JoinArgs,
     SummaryArgs,
     aligned,
     balanced,
@@ -39,7 +40,7 @@ FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 def _launch(
     file: str, kernel: str, macros, grid: tuple[int, int, int], threads: int, shared: int, args, device: torch.device
 ) -> None:
-    files = ("intrinsics.cu", "io.cu", *(() if file == "gate.cu" else ("scan_common.cu",)), file)
+    files = ("intrinsics.cu", "io.cu", *(() if file in ("gate.cu", "join.cu") else ("scan_common.cu",)), file)
     driver.launch(files, kernel, macros, grid, threads, shared, args, device)
 
 
@@ -171,16 +172,27 @@ def scan_backward(
     u, ways = inputs[0], len(inputs) // PER_DIRECTION
     dy, *dz = [dout] if z is None else gate_backward(dout, z, ungated)
     streams = [u.new_empty(u.shape) for _ in range(2 * ways)]
-    projections, parameters = scan_backward_into(streams, dy, dlast, inputs, states, softplus, reverse)
-    return [*streams, projections.to(u.dtype), parameters, *dz]
+    projections = u.new_empty((ways, *u.shape[:2], 2, inputs[2].shape[1]))
+    rows = [way.flatten(-2) for way in projections]
+    parts = scan_backward_into(streams, rows, dy, dlast, inputs, states, softplus, reverse)
+    return [*streams, projections, parts.sum(0), *dz]
 
 
 def scan_backward_into(
-    streams: list[Tensor], dy: Tensor, dlast: Tensor | None, inputs: list[Tensor], states: Tensor, softplus: bool, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    """Fills du and ddelta of each direction and returns, in float32, the other two that ``scan_backward`` returns.
+    streams: list[Tensor],
+    projections: list[Tensor],
+    dy: Tensor,
+    dlast: Tensor | None,
+    inputs: list[Tensor],
+    states: Tensor,
+    softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """Fills du and ddelta of each direction, and dB and dC side by side; returns parts of the parameters' gradients.
 
-    dy: the gradient before the gate. A ddelta may be the delta itself: a block reads its steps before it writes them.
+    projections: for each direction (batch, length, 2 * state), maybe a part of wider rows. dy: the gradient before the gate. A
+    ddelta may be the delta itself: a block reads its steps before it writes them. The parts, (parts, directions, state + 2,
+    channels), are still to be added.
     """
     u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
@@ -188,15 +200,19 @@ def scan_backward_into(
     blocks = _ceil(channels, config.lanes)
     parts, split = _splits(config, u, blocks * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
     carry = _entering(inputs, config, reverse, parts, split, dlast, dy)
-    projections = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
-    parameters = projections.new_empty((parts * batch, ways, state + 2, channels))
+    sums = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
+    parameters = sums.new_empty((parts * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
-    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), projections.data_ptr(), parameters.data_ptr())
+    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), sums.data_ptr(), parameters.data_ptr())
     args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
     grid, shared = (blocks, batch, ways * parts), config.backward_shared
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)
     _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
-    return projections.sum(0), parameters.sum(0)
+    targets, rows = (ctypes.c_void_p * 2)(*(t.data_ptr() for t in projections)), batch * length
+    args = JoinArgs(sums.data_ptr(), targets, rows, projections[0].stride(1), blocks)
+    grid = (_ceil(rows * 2 * state // 4, THREADS), ways, 1)
+    _launch("join.cu", "join_projections", (("IO", IO[u.dtype]), ("STATE", state)), grid, THREADS, 0, args, u.device)
+    return parameters
 
 
 def _setup(ctx, inputs, output):

@@ -135,7 +135,7 @@ INLINE void forward_direction(const ForwardArgs &p, ForwardShared &s, const Plac
     forward_phase<WAY, false>(p, s, c, backward ? end - 1 : begin, backward ? rest : half, backward, limit, at);
     // What the other threads of this block wrote is read from here on.
     __threadfence();
-    block_barrier();
+    group_barrier(1 + DIRECTIONS, DIRECTIONS * LANES);
     forward_phase<WAY, true>(p, s, c, backward ? middle - 1 : middle, backward ? half : rest, backward, limit, at);
 #else
     forward_phase<WAY, true>(p, s, c, backward ? end - 1 : begin, end - begin, backward, limit, at);

@@ -76,6 +76,8 @@ extern "C" __global__ void __launch_bounds__(LANES) scan_summary_gradient(const 
     summary<true>(p, *(SummaryShared *)shared);
 }
 
+#define CHAIN 8  // splits that a thread reads ahead
+
 struct ChainArgs {
     const float *A[2];   // (channels, STATE) of each direction
     const float *start;  // (batch, channels, STATE): what enters the first split, of one direction; or null for 0
@@ -91,10 +93,20 @@ extern "C" __global__ void __launch_bounds__(256) scan_chain(const __grid_consta
     float rate = p.A[way][i] * LOG2E, h = p.start ? p.start[(i64)batch * p.channels * STATE + i] : 0.f;
     i64 pitch = (i64)p.batch * p.channels, row = ((i64)way * p.splits + (descending ? p.splits - 1 : 0)) * pitch + (i64)batch * p.channels;
     if (descending) pitch = -pitch;
-#pragma unroll 8
-    for (int split = 0; split < p.splits; ++split, row += pitch) {
-        float decay = exp2_fast(rate * p.time[row + i / STATE]), added = p.state[row * STATE + i];
-        p.state[row * STATE + i] = h;
-        h = decay * h + added;
+    // Several splits are read before any is written: the compiler does not know that they are apart.
+    for (int first = 0; first < p.splits; first += CHAIN) {
+        float time[CHAIN], added[CHAIN];
+#pragma unroll
+        for (int k = 0; k < CHAIN; ++k) {
+            i64 from = row + min(k, p.splits - 1 - first) * pitch;
+            time[k] = p.time[from + i / STATE];
+            added[k] = p.state[from * STATE + i];
+        }
+#pragma unroll
+        for (int k = 0; k < CHAIN; ++k, row += pitch) {
+            if (first + k >= p.splits) break;
+            p.state[row * STATE + i] = h;
+            h = exp2_fast(rate * time[k]) * h + added[k];
+        }
     }
 }
