@@ -11,7 +11,7 @@ from vmrepro import paths
 from vmrepro.paper import reference
 from vmrepro.report import audit, fig6, figures
 from vmrepro.specs import catalog
-from vmrepro.specs.schema import to_dict
+from vmrepro.specs.schema import SCANS, to_dict
 from vmrepro.store import Record
 
 COSTED = ("table2", "table3", "table4")
@@ -162,15 +162,20 @@ def test_a_result_comes_from_the_tier_that_was_run(figure_folder):
 
 
 def test_a_command_names_an_experiment_that_is_the_row():
-    for row_id, name in audit.TRAININGS.items():
+    said = [(row_id, one.id) for one in catalog.experiments("paper") for row_id in one.reproduces if not row_id.startswith("C")]
+    for row_id, name in [*audit.TRAININGS.items(), *said]:
         (experiment,) = catalog.find(name, "paper")
-        spec = audit.rows.spec_of(row_id)
-        taught = reference.row(row_id).values["self_distillation"]
-        same = ("depth", "embed_dim", "img_size", "num_frames", "num_classes")
+        spec, row = audit.rows.spec_of(row_id), reference.row(row_id)
+        same = ("depth", "embed_dim", "img_size", "num_frames", "num_classes", "scan")
         assert [getattr(experiment.model, field) for field in same] == [getattr(spec, field) for field in same]
-        assert (experiment.distill is not None) == taught
+        assert (experiment.distill is not None) == row.values.get("self_distillation", False)
     assert [experiment.id for experiment in audit.experiments("table2", "mini")] == list(audit.TRAININGS.values())
-    assert audit.experiments("table3", "paper") == []
+    assert [experiment.model.scan for experiment in audit.experiments("fig7a", "paper")] == list(SCANS)
+    assert [experiment.id for experiment in audit.experiments("table3", "paper")] == [
+        "fig7b_k400_f16_224px",
+        "fig7b_k400_f32_224px",
+    ]
+    assert audit.experiments("table6", "paper") == []
 
 
 def test_errata_of_a_table_name_its_rows():

@@ -55,6 +55,7 @@ def test_claims_and_errata_belong_to_what_they_name_and_to_their_rows(copied):
     results |= {entry.erratum.id: entry.results for entry in content.errata}
     assert results["C29"] == {"table2"}
     assert results["C66"] == {"fig7", "table4"}  # "Fig. 7b", with rows of Table 4
+    assert results["C65"] == {"fig7"}  # said in the text alone, tested by the runs of that figure
     assert results["E02"] == {"table3", "table4"}
     assert results["E10"] == {"table2"}  # said in the text, of a row of Table 2
 
@@ -81,6 +82,7 @@ def test_what_is_not_recorded_is_listed_with_its_command(copied):
     assert before.loc[("Fig. 6", "mini"), "state"] == "recorded"
     assert before.loc[("Fig. 6", "paper"), "state"] == "not run"
     assert before.loc[("Fig. 6", "paper"), "command"] == "vmrepro run fig6 --tier paper"
+    assert set(before.reset_index()["figure"]) == {"Fig. 1", "Fig. 6", "Fig. 7"}  # Fig. 4 is drawn, and takes no run
     (copied / "fig6" / "mini.json").unlink()
     (copied / "fig6" / "mini.csv").unlink()
     after = site_data.missing_figures(site_data.gather()).set_index(["figure", "tier"])

@@ -3,7 +3,7 @@ import pytest
 
 from vmrepro.report import tables
 from vmrepro.report.verdicts import Contrast, rule
-from vmrepro.specs import catalog, cost
+from vmrepro.specs import catalog, cost, video
 
 
 def test_plan_prices_every_experiment_with_its_teacher():
@@ -14,6 +14,17 @@ def test_plan_prices_every_experiment_with_its_teacher():
     teacher = 2 * 1_281_167 * 300 * cost.flops_full(experiments[0].model) / 1e15
     assert student - stopped == pytest.approx(teacher / 2)
     assert plan.loc["fig6_s", "params_m"] == pytest.approx(25.796584)
+
+
+def test_plan_names_clip_and_start_where_there_are_any():
+    clips = tables.plan(catalog.find("fig7", "mini"), seeds=1).set_index("experiment")
+    assert clips.loc["fig7a_spatial_first", ["clip", "start"]].tolist() == [f"8x{video.SIDES['mini'][0]}", "fig7_pretraining"]
+    assert clips.loc["fig7a_scratch_spatial_first", "start"] == "-"
+    assert set(tables.plan(catalog.find("fig7b_k400_f16_224px", "paper"), seeds=1)["start"]) == {"videomamba_t16_in1k_res224.pth"}
+    images = tables.plan(catalog.fig6("mini"), seeds=1)
+    assert "teacher" in images
+    assert not {"clip", "start"} & {*images}
+    assert "teacher" not in clips
 
 
 def test_verdict_table_shows_gaps_for_what_was_not_run():

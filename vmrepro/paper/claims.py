@@ -134,11 +134,12 @@ class Judgement:
     n: int = 0
 
 
-def judge(relation: str, differences: Sequence[float], margin: float = 0.0) -> Judgement:
+def judge(relation: str, differences: Sequence[float], margin: float = 0.0, coverage: float = COVERAGE) -> Judgement:
     """The verdict on ``left relation right`` from the 95 % t interval of the mean difference.
 
     ``differences``: left minus right in points, one per seed, both sides trained with that seed. ``margin``: points that
     "<=", ">=" and "~=" grant; "<" and ">" do not read it. A bound that lies on the margin counts as inside it.
+    ``coverage``: of the interval, where it is not to be 95 %.
 
         <    supported: the interval lies below 0; contradicted: above 0
         <=   contradicted: the interval lies above 0, even inside the margin; supported: it does not pass +margin
@@ -156,18 +157,18 @@ def judge(relation: str, differences: Sequence[float], margin: float = 0.0) -> J
         raise ValueError(f"differences must be finite numbers, got {values}; look for a diverged run")
     if not 0.0 <= margin < math.inf:
         raise ValueError(f"margin must be a finite number of points, zero or more, got {margin!r}")
-    mean, low, high = _t_interval(values)
+    mean, low, high = _t_interval(values, coverage)
     supported, contradicted = _decide(relation, low, high, margin)
     verdict = Verdict.CONTRADICTED if contradicted else Verdict.SUPPORTED if supported else Verdict.WITHIN_SEED_SPREAD
     return Judgement(verdict, mean, low, high, len(values))
 
 
-def _t_interval(values: list[float]) -> tuple[float, float, float]:
+def _t_interval(values: list[float], coverage: float) -> tuple[float, float, float]:
     from scipy.special import stdtrit  # here, because listing experiments must not wait for scipy
 
     # The statistics module adds exactly, so equal differences have spread 0 and not a rounding error.
     mean = statistics.mean(values)
-    half = float(stdtrit(len(values) - 1, (1 + COVERAGE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + coverage) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmrepro.report import fig1, fig6, figures
+from vmrepro.report import fig1, fig4, fig6, fig7, figures
 from vmrepro.specs.schema import TIERS
 
-DRAWN_BY = {fig1.FIGURE: fig1, fig6.FIGURE: fig6}
+DRAWN_BY = {module.FIGURE: module for module in (fig1, fig4, fig6, fig7)}
 
 
 def _recorded():

@@ -142,9 +142,17 @@ def gather() -> Content:
     for line in verify.judgements():
         lines.setdefault(line.claim, []).append(line)
     peers = figures.load(*audit.PEERS)
+    tested = {
+        (name, figure) for figure, members in catalog.FIGURES.items() for one in members("paper") for name in one.reproduces
+    }
     return Content(
         claims=tuple(
-            Claim(entry, tuple(lines.get(entry.id, ())), _results(entry.rows, entry.evidence)) for entry in claims.claims()
+            Claim(
+                entry,
+                tuple(lines.get(entry.id, ())),
+                _results(entry.rows, entry.evidence) | {figure for name, figure in tested if name == entry.id},
+            )
+            for entry in claims.claims()
         ),
         errata=tuple(_erratum(entry) for entry in reference.errata()),
         frames={name: audit.frame(name) for name in reference.tables()},
@@ -242,18 +250,18 @@ def agreements(content: Content) -> list[Agreement]:
 
 
 def missing_figures(content: Content) -> pd.DataFrame:
-    """One line per figure of the paper and tier that can judge: whether it is recorded, and the command that would run it."""
+    """One line per figure that takes runs and tier that can judge: whether it is recorded, and the command that would run it."""
     recorded = {(recording.figure, recording.name) for recording in content.recordings}
     lines = [
         {
             "figure": result.short,
             "tier": tier,
             "state": "recorded" if (result.id, tier) in recorded else "not run",
-            "command": _command(result.id, tier) or "no experiment yet",
+            "command": command,
         }
         for result in RESULTS
-        if result.id.startswith("fig")
         for tier in JUDGING_TIERS
+        if (command := _command(result.id, tier)) is not None
     ]
     return pd.DataFrame(lines)
 

@@ -39,10 +39,13 @@ def _plain(value: object) -> str:
 def plan(experiments: Sequence[Experiment], seeds: int) -> pd.DataFrame:
     """What would be trained, one row an experiment: sizes, schedule, and the cost of all its seeds.
 
-    params_m: millions of parameters. gmacs: 10^9 multiply-adds of one image, everything counted. pmacs: 10^15 of the
-    whole training over all seeds, the teacher's forward passes included. act_gib: activations of one batch, estimated.
+    clip: frames x pixels. start: the experiment or file that the first weights come from. params_m: millions of parameters.
+    gmacs: 10^9 multiply-adds of one image or clip, everything counted. pmacs: 10^15 of the whole training over all seeds,
+    the teacher's forward passes included, the start not. act_gib: activations of one batch, estimated. A column that says
+    nothing of any experiment is left out.
     """
-    return pd.DataFrame([_plan_row(experiment, seeds) for experiment in experiments])
+    table = pd.DataFrame([_plan_row(experiment, seeds) for experiment in experiments])
+    return table.loc[:, (table != "-").any()]
 
 
 def _plan_row(experiment: Experiment, seeds: int) -> dict[str, object]:
@@ -54,15 +57,19 @@ def _plan_row(experiment: Experiment, seeds: int) -> dict[str, object]:
         taught = train.epochs if distill.stop_epoch is None else distill.stop_epoch
         macs += images * taught * cost.flops_full(distill.teacher.model)
         teacher = distill.teacher.id + ("" if distill.stop_epoch is None else f", {taught} epochs")
+    clip, start = experiment.data.clip, experiment.start
+    first = "-" if start is None else start.checkpoint or start.experiment.id
     element_bytes = {"fp64": 8, "fp32": 4}.get(train.precision, 2)
     return {
         "experiment": experiment.id,
         "data": experiment.data.name,
+        "clip": "-" if clip is None else f"{clip.num_frames}x{experiment.data.img_size}",
         "depth": model.depth,
         "width": model.embed_dim,
         "params_m": cost.parameters(model) / 1e6,
         "gmacs": cost.flops_full(model) / 1e9,
         "teacher": teacher,
+        "start": first,
         "epochs": train.epochs,
         "batch": train.batch_size,
         "lr": f"{train.lr:g}",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from vmrepro.paper.claims import FEWEST_SEEDS, Claim, Judgement, Verdict, claim, judge
+from vmrepro.paper.claims import COVERAGE, FEWEST_SEEDS, Claim, Judgement, Verdict, claim, judge
 from vmrepro.specs.schema import Tier
 
 # "About level" in a claim without a number is read as within one point.
 LEVEL_MARGIN = 1.0
+# What a claim asks of each of several differences, where its operator is not itself a relation.
+EACH = {"between": ">=", "not always >": ">"}
+OPPOSITE = {Verdict.SUPPORTED: Verdict.CONTRADICTED, Verdict.CONTRADICTED: Verdict.SUPPORTED}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Ruling:
         return asdict(self)
 
 
+def paired(finals: Mapping[str, Mapping[int, float]], left: str, right: str) -> list[float]:
+    """``left`` minus ``right`` in points for each seed that both ran; ``finals`` maps experiment to seed to final percent."""
+    ours, theirs = finals.get(left, {}), finals.get(right, {})
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
 def rule(contrast: Contrast, finals: Mapping[str, Mapping[int, float]], tier: Tier) -> Ruling:
     """The ruling on one claim; ``finals`` maps experiment to seed to final value in percent.
 
@@ -46,16 +55,49 @@ def rule(contrast: Contrast, finals: Mapping[str, Mapping[int, float]], tier: Ti
     than three pairs count as not run.
     """
     subject = claim(contrast.claim)
-    left, right = finals.get(contrast.left, {}), finals.get(contrast.right, {})
-    differences = [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
+    differences = paired(finals, contrast.left, contrast.right)
     if len(differences) < FEWEST_SEEDS:
         judged = Judgement(Verdict.NOT_RUN, n=len(differences))
     else:
         judged = judge(subject.operator, differences, _margin(subject))
+    return _ruling(subject, f"{contrast.left} {subject.operator} {contrast.right}", tier, judged)
+
+
+def rule_each(claim_id: str, comparison: str, differences: Mapping[str, Sequence[float]], tier: Tier) -> Ruling:
+    """The ruling on a claim that asks the same of several differences, or, by "not always", that one of them fails it.
+
+    ``differences``: by name, left minus right in points, one value a seed. Each is judged on its own. That all hold takes the
+    plain 95 % interval of each: no best rival is picked, so nothing has to be made up for. That one fails takes an interval
+    widened so that it covers all of them at once (Bonferroni), since among many one fails by chance. The comparison names the
+    difference that decides, and the ruling shows it with the interval that decided; where none does, the one nearest to
+    failing, with the wide interval. As in ``rule`` smoke judges nothing; no difference, or one with fewer than three seeds,
+    counts as not run.
+    """
+    subject = claim(claim_id)
+    fewest = min(map(len, differences.values()), default=0)
+    if fewest < FEWEST_SEEDS:
+        return _ruling(subject, comparison, tier, Judgement(Verdict.NOT_RUN, n=fewest))
+    relation = EACH.get(subject.operator, subject.operator)
+    coverage = 1 - (1 - COVERAGE) / len(differences)
+    plain = {name: judge(relation, values) for name, values in differences.items()}
+    wide = {name: judge(relation, values, coverage=coverage) for name, values in differences.items()}
+    failed = [name for name, judged in wide.items() if judged.verdict == Verdict.CONTRADICTED]
+    holds = all(judged.verdict == Verdict.SUPPORTED for judged in plain.values())
+    # Rounded, so that equal numbers stay equal whatever file they have been through.
+    name = min(failed or plain, key=lambda name: round(-plain[name].high if relation.startswith("<") else plain[name].low, 6))
+    verdict = Verdict.CONTRADICTED if failed else Verdict.SUPPORTED if holds else Verdict.WITHIN_SEED_SPREAD
+    shown, reach = (plain[name], "") if holds else (wide[name], f" (95 % for all {len(differences)} at once)")
+    if subject.operator.startswith("not always"):
+        verdict = OPPOSITE.get(verdict, verdict)
+    decisive = f"; decisive: {name}{reach}" if len(differences) > 1 else ""
+    return _ruling(subject, comparison + decisive, tier, Judgement(verdict, shown.mean, shown.low, shown.high, shown.n))
+
+
+def _ruling(subject: Claim, comparison: str, tier: Tier, judged: Judgement) -> Ruling:
     return Ruling(
         claim=subject.id,
         statement=subject.statement,
-        comparison=f"{contrast.left} {subject.operator} {contrast.right}",
+        comparison=comparison,
         tier=tier,
         difference=judged.mean,
         low=judged.low,
