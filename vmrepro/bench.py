@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.record:
         signed = provenance.collect(device, "auto", 1) | {"clocks": efficiency.clocks(device)}
         figures.save_numbers(
-            FIGURE, "mini" if device.type == "cuda" else "smoke", table, {"claims": [], "runs": [{"id": FIGURE, **signed}]}
+            FIGURE, "mini" if device.type == "cuda" else "cpu", table, {"claims": [], "runs": [{"id": FIGURE, **signed}]}
         )
 
 
