@@ -130,17 +130,25 @@ def test_missing_operators_are_named_and_none_at_all_fails(monkeypatch):
 def test_a_decoder_that_does_not_import_is_named(monkeypatch, tmp_path):
     (tmp_path / "sick.py").write_text("raise OSError('libavutil.so.58 is missing')")
     (tmp_path / "dead.py").write_text("import os\nos.abort()")
-    (tmp_path / "well.py").write_text("__version__ = '1.2'")
+    for name in ("av", "decord"):
+        (tmp_path / f"{name}.py").write_text("__version__ = '1.2'")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(doctor, "DECODERS", ("sick", "dead", "absent_one"))
-    status, found, _ = doctor._decoders()
+    status, found, advice = doctor._decoders()
     assert status == "warn"
+    assert advice.endswith("pip install -c environment/lock.txt decord av")
     assert found == (
         "sick does not import (OSError: libavutil.so.58 is missing), dead does not import (exit -6), absent_one absent"
     )
-    monkeypatch.setattr(doctor, "DECODERS", ("sick", "well"))
-    assert doctor._decoders()[0] == "ok"
+    monkeypatch.setattr(doctor, "DECODERS", ("decord", "sick"))
+    assert doctor._decoders()[0] == "warn"  # without PyAV no file is read
+    monkeypatch.setattr(doctor, "DECODERS", ("sick", "av"))
+    status, found, _ = doctor._decoders()
+    assert (status, found.split("; ")[-1]) == ("ok", "auto takes av")
+    monkeypatch.setattr(doctor, "DECODERS", ("decord", "av"))
+    expected = "decord 1.2, av 1.2; auto takes decord, and av where decord could mistake a file"
+    assert doctor._decoders() == ("ok", expected, "")
 
 
 def test_little_shared_memory_and_disk_are_warnings(monkeypatch, tmp_path):

@@ -60,6 +60,7 @@ def write(
     ticks: Sequence[int] | None = None,
     keyframe_every: int = 12,
     size: tuple[int, int] = (48, 64),
+    pixels: str = "yuv420p",
     sound: bool = False,
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
@@ -68,22 +69,23 @@ def write(
 
     frames: uint8 (T, height, width, 3) with even sides, as a viewer is to see them, or how many numbered ones of ``size``.
     rotation: clockwise degrees that a player must turn the stored picture; ticks: when each frame is shown, in
-    milliseconds, for a variable frame rate; sound: a silent audio track too; options and container go to FFmpeg.
+    milliseconds, for a variable frame rate; pixels: their format; sound: a silent audio track too; options and container
+    go to FFmpeg.
     """
     frames = numbered(frames, size) if isinstance(frames, int) else frames
     stored = np.rot90(frames, rotation // 90, axes=(1, 2))  # rot90 turns anticlockwise
     with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=fps, options={"g": str(keyframe_every), **(options or {})})
         stream.height, stream.width = stored.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.time_base = Fraction(1, 1000) if ticks else Fraction(1, fps)
         stream.thread_count = 1
         if rotation:
             stream.set_display_rotation(-rotation)
         if sound:
             audio = out.add_stream("aac", rate=8000)
-        for i, pixels in enumerate(stored):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
+        for i, picture in enumerate(stored):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
             frame.pts = ticks[i] if ticks else i
             out.mux(stream.encode(frame))
         out.mux(stream.encode())

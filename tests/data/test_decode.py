@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tests import videos
+from vmrepro.data import decode
 from vmrepro.data.decode import DecodeError, available_decoders, frame_count, read_frames
 
 PRESENT = [name for name, reason in available_decoders().items() if reason is None]
@@ -83,30 +84,103 @@ def test_each_frame_by_itself_is_the_one_of_reading_through(tmp_path, options):
     noise = np.random.default_rng(0).integers(-25, 26, (60, 48, 64, 3))
     pictures = np.clip(videos.numbered(60).astype(int) + noise, 0, 255).astype(np.uint8)
     path = videos.write(tmp_path / "clip.mp4", pictures, options=options)
-    with av.open(str(path)) as container:
-        through = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert videos.numbers(through) == list(range(60))
+    expected = through(path)
+    assert videos.numbers(expected) == list(range(60))
     asked = []
     for index in range(60):
         (frame,) = read_frames(path, lambda count, index=index: asked.append(count) or [index])
-        np.testing.assert_array_equal(frame, through[index])
-    # A refresh has no picture to start from, so reading through is the way, and the chooser hears of it.
-    assert (len(asked) == 60) == ("intra-refresh" not in options["x264-params"])
+        np.testing.assert_array_equal(frame, expected[index])
+    assert asked == [60] * 60  # once each, although a refresh has no picture to start from, and takes a second attempt
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "mpeg4"])
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
 def test_all_decoders_give_the_same_bytes(tmp_path, codec, other):
     path = clip(tmp_path, codec, size=(72, 128))
     ours = read_frames(path, lambda count: [1, 20, 39], short_side=56)
     np.testing.assert_array_equal(ours, read_frames(path, lambda count: [1, 20, 39], short_side=56, decoder=other))
 
 
+def through(path: Path) -> np.ndarray:
+    """All frames as PyAV reads them from first to last."""
+    with av.open(str(path)) as container:
+        return np.stack([np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90)) for f in container.decode(video=0)])
+
+
+def read_by(monkeypatch, path: Path, choose) -> tuple[str, np.ndarray]:
+    """Which decoder "auto" took, and its frames."""
+    with monkeypatch.context() as patch:
+        patch.setattr(decode._Track, "frames", lambda track, plan: pytest.fail("PyAV"))
+        try:
+            return "decord", read_frames(path, choose)
+        except pytest.fail.Exception:
+            pass
+    return "av", read_frames(path, choose)
+
+
+MANY_TICKS = np.cumsum(np.random.default_rng(1).integers(1, 90, 48)).tolist()
+H264, VP9 = "libx264", "libvpx-vp9"
+# Codec, container, what is special, and in decord's stead PyAV's reason to read it, if any.
+KINDS = {
+    "H.264": (H264, "mp4", {}, ""),
+    "H.264 in MOV": (H264, "mov", {}, ""),
+    "sound": (H264, "mp4", {"sound": True}, ""),
+    "full range": (H264, "mp4", {"pixels": "yuvj420p"}, ""),
+    "one group": (H264, "mp4", {"keyframe_every": 250}, ""),
+    "all keyframes": (H264, "mp4", {"keyframe_every": 1}, ""),
+    "deep B-frames": (H264, "mp4", {"options": {"x264-params": "bframes=8:b-pyramid=normal:keyint=30"}}, ""),
+    "no B-frames": (H264, "mp4", {"options": {"x264-params": "bframes=0:keyint=5"}}, ""),
+    "weighted": (H264, "mp4", {"options": {"x264-params": "weightp=2:bframes=5:slices=4:keyint=20"}}, ""),
+    "any times": (H264, "mp4", {"ticks": MANY_TICKS}, ""),
+    "turned": (H264, "mp4", {"rotation": 90}, ""),
+    "turned MOV": (H264, "mov", {"rotation": 270}, ""),
+    "VP9": (VP9, "webm", {}, ""),
+    "VP9 with hidden references": (VP9, "webm", {"options": {"auto-alt-ref": "1", "lag-in-frames": "25"}}, ""),
+    "VP9 in MP4": (VP9, "mp4", {"keyframe_every": 30}, ""),
+    "VP9, any times": (VP9, "webm", {"ticks": MANY_TICKS}, ""),
+    "open groups": (H264, "mp4", {"options": {"x264-params": "open-gop=1:bframes=3:keyint=10:min-keyint=10:scenecut=0"}}, "open"),
+    "refresh by parts": (H264, "mp4", {"options": {"x264-params": "intra-refresh=1:keyint=10"}}, "full refresh"),
+    "fields": (H264, "mp4", {"options": {"x264-params": "interlaced=1:keyint=12"}}, "fields"),
+    "ten bits": (H264, "mp4", {"pixels": "yuv420p10le"}, "yuv420p10le"),
+    "odd sides": (VP9, "mp4", {"size": (45, 63)}, "odd"),
+    "turned Matroska": (VP9, "webm", {"rotation": 90}, "upright"),
+    "H.264 in Matroska": (H264, "mkv", {}, "h264"),
+    "H.264 in AVI": (H264, "avi", {}, "h264"),
+    "HEVC": ("libx265", "mp4", {}, "hevc"),
+    "MPEG-4": ("mpeg4", "mp4", {"options": {"bf": "2"}}, "mpeg4"),
+    "AV1": ("libsvtav1", "mp4", {}, "av1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_random_choices_are_those_of_reading_through(tmp_path, monkeypatch, kind):
+    """Whichever decoder "auto" takes, and decord wherever it can be trusted."""
+    codec, ending, special, reason = KINDS[kind]
+    special = dict(special)
+    size = special.pop("size", (48, 64))
+    chance = np.random.default_rng(0)
+    pictures = np.clip(videos.numbered(48, size).astype(int) + chance.integers(-25, 26, (48, *size, 3)), 0, 255).astype(np.uint8)
+    path = clip(tmp_path, codec, ending, pictures, **special)
+    expected = through(path)
+    assert len(expected) == 48
+    taken = set()
+    for _ in range(100):
+        wanted = chance.integers(0, 48, chance.integers(1, 10)).tolist()
+        name, frames = read_by(monkeypatch, path, lambda count, wanted=wanted: wanted)
+        taken.add(name)
+        np.testing.assert_array_equal(frames, expected[wanted])
+    if "decord" in PRESENT:
+        assert taken == {"av" if reason else "decord"}
+    if "decord" in PRESENT and reason:
+        with pytest.raises(DecodeError, match=f"decord could mistake its frames: .*{reason}"):
+            read_frames(path, everything, decoder="decord")
+
+
 @EACH
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 @pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
 def test_turned_videos_come_upright(tmp_path, ending, rotation, decoder):
-    path = clip(tmp_path, ending=ending, count=6, rotation=rotation)
+    path = clip(tmp_path, "libvpx-vp9" if ending == "mkv" else "libx264", ending, count=6, rotation=rotation)
     if (decoder, ending) == ("decord", "mkv"):
         with pytest.raises(DecodeError, match="does not turn"):
             read_frames(path, everything, decoder=decoder)
@@ -120,7 +194,7 @@ def test_turned_videos_come_upright(tmp_path, ending, rotation, decoder):
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
 def test_frames_count_and_time_does_not(tmp_path, ending, decoder):
     ticks = [0, 10, 100, 110, 111, 500, 900, 901, 1500, 2000]
-    path = clip(tmp_path, ending=ending, count=10, ticks=ticks)
+    path = clip(tmp_path, "libvpx-vp9" if ending == "mkv" else "libx264", ending, count=10, ticks=ticks)
     assert videos.numbers(read_frames(path, everything, decoder=decoder)) == list(range(10))
 
 
@@ -148,7 +222,7 @@ def cut_by_edit_list(source: Path, frames: int) -> Path:
 def test_frames_hidden_by_an_edit_list_do_not_count(plain, decoder):
     path = cut_by_edit_list(plain, 5)
     if decoder == "decord":
-        with pytest.raises(DecodeError, match="partly hidden"):
+        with pytest.raises(DecodeError, match="edit list hides"):
             frame_count(path, decoder=decoder)
     else:
         assert videos.numbers(read_frames(path, everything, decoder=decoder)) == list(range(5, 40))
@@ -156,11 +230,9 @@ def test_frames_hidden_by_an_edit_list_do_not_count(plain, decoder):
         assert videos.numbers(read_frames(path, lambda count: [20], decoder=decoder)) == [25]
 
 
-@pytest.mark.parametrize(("decoder", "reason"), [("decord", "mistake"), ("torchcodec", "mistake")])
-def test_h264_in_avi_is_refused_by_those_who_mistake_it(tmp_path, decoder, reason):
-    if decoder not in PRESENT:
-        pytest.skip(f"{decoder} is absent")
-    with pytest.raises(DecodeError, match=reason):
+@pytest.mark.parametrize("decoder", OTHERS)
+def test_h264_in_avi_is_refused_by_those_who_mistake_it(tmp_path, decoder):
+    with pytest.raises(DecodeError, match="mistake"):
         read_frames(clip(tmp_path, ending="avi"), everything, decoder=decoder)
 
 
@@ -180,6 +252,98 @@ def with_packets(source: Path, change, times=None) -> Path:
                 made.is_keyframe, made.stream = packet.is_keyframe, copy
                 out.mux(made)
     return path
+
+
+def two_tracks(source: Path) -> Path:
+    path = source.with_stem("two")
+    with av.open(str(source)) as given, av.open(str(path), "w") as out:
+        stream = given.streams.video[0]
+        copies = [out.add_stream_from_template(stream) for _ in range(2)]
+        for packet in [packet for packet in given.demux(stream) if packet.size]:
+            for copy in copies:
+                made = av.Packet(bytes(packet))
+                made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
+                made.is_keyframe, made.stream = packet.is_keyframe, copy
+                out.mux(made)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("edit list", lambda plain: cut_by_edit_list(plain, 5)),
+        ("several video tracks", two_tracks),
+        ("those of decoding", lambda plain: with_packets(plain, lambda i, content: content, lambda i: 512 * i)),
+        ("damaged", lambda plain: with_packets(plain, lambda i, content: content[:-1] if i == 30 else content)),
+        ("full refresh", lambda plain: clip(plain.parent / "a", options={"x264-params": "open-gop=1:keyint=10:scenecut=0"})),
+        ("the same", lambda plain: with_packets(clip(plain.parent / "b", VP9, "webm"), lambda i, c: c, lambda i: 40 * (i // 2))),
+        ("cut off", lambda plain: with_packets(clip(plain.parent / "c", VP9, "webm"), lambda i, c: c if i else None)),
+        ("cut off", lambda plain: videos.truncated(long_clip(plain.parent / "d", "mp4"), 0.6)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.skipif("decord" not in PRESENT, reason="decord is absent")
+def test_what_decord_could_mistake_is_refused_by_name_and_read_by_pyav(tmp_path, plain, monkeypatch, reason, change):
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    source = tmp_path / "clip.mp4"
+    source.write_bytes(plain.read_bytes())
+    path = change(source)
+    with pytest.raises(DecodeError, match=reason):
+        frame_count(path, decoder="decord")
+    name, frames = read_by(monkeypatch, path, lambda count: [count - 1, 0])
+    assert name == "av"
+    np.testing.assert_array_equal(frames, read_frames(path, lambda count: [count - 1, 0], decoder="av"))
+
+
+class OtherReader:
+    """In the place of decord's: counts or fails as told."""
+
+    def __init__(self, count: int, error: Exception | None) -> None:
+        self.count, self.error = count, error
+
+    def __call__(self, path: str, **settings) -> "OtherReader":
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get_batch(self, indices: list[int]) -> np.ndarray:
+        raise self.error
+
+
+@pytest.mark.skipif("decord" not in PRESENT, reason="decord is absent")
+@pytest.mark.parametrize(
+    ("reader", "reason"),
+    [(OtherReader(40, RuntimeError("torn")), "decord: torn"), (OtherReader(39, None), "decord counts 39 frames in 40 packets")],
+)
+def test_where_decord_fails_pyav_goes_on_with_the_same_choice(plain, monkeypatch, reader, reason):
+    import decord
+
+    monkeypatch.setattr(decord, "VideoReader", reader)
+    with pytest.raises(DecodeError, match=reason):
+        frame_count(plain, decoder="decord")
+    chance = np.random.default_rng(0)
+    first = np.random.default_rng(0).integers(0, 40, 5).tolist()
+    assert videos.numbers(read_frames(plain, lambda count: chance.integers(0, count, 5))) == first
+
+
+@pytest.mark.skipif("decord" not in PRESENT, reason="decord is absent")
+def test_without_decord_pyav_reads(plain, monkeypatch):
+    assert read_by(monkeypatch, plain, lambda count: [7, 3])[0] == "decord"
+    monkeypatch.setitem(sys.modules, "decord", None)
+    name, frames = read_by(monkeypatch, plain, lambda count: [7, 3])
+    assert (name, videos.numbers(frames)) == ("av", [7, 3])
+
+
+@pytest.mark.skipif("decord" not in PRESENT, reason="decord is absent")
+def test_an_error_of_the_file_is_pyavs(tmp_path, plain):
+    path = with_packets(plain, lambda i, content: b"\0\0\0\2\x65\0" if i == 0 else content)
+    with pytest.raises(DecodeError) as caught:
+        read_frames(path, everything)
+    with pytest.raises(DecodeError) as pyavs:
+        read_frames(path, everything, decoder="av")
+    assert caught.value.reason == pyavs.value.reason
 
 
 def test_packets_without_a_picture_do_not_count(tmp_path):
@@ -351,7 +515,9 @@ def test_an_unknown_decoder_is_refused(plain):
         read_frames(plain, everything, decoder="ffmpeg")
 
 
-@pytest.mark.parametrize(("asked", "missing"), [("auto", "av"), ("av", "av"), ("decord", "decord"), ("torchcodec", "torchcodec")])
+@pytest.mark.parametrize(
+    ("asked", "missing"), [("auto", "av"), ("av", "av"), ("decord", "decord"), ("decord", "av"), ("torchcodec", "torchcodec")]
+)
 def test_an_absent_decoder_is_an_error_that_says_what_to_install(plain, monkeypatch, asked, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=f"{missing}.*pip install .*{missing}"):
@@ -427,7 +593,7 @@ def growth_mib(decoder: str, path: str, opens: int, keep: bool, answer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("decoder", PRESENT)
+@pytest.mark.parametrize("decoder", ["auto", *PRESENT])
 def test_memory_does_not_grow_with_the_files_opened(plain, decoder):
     """Two thousand readings grow by less than 12 MiB; keeping each one's two small frames alone would be 35 MiB."""
     growth = {}

@@ -8,7 +8,7 @@ from vmrepro.data import decode, decode_bench
 from vmrepro.data.decode_bench import measure
 
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before any test
-PRESENT = [name for name, reason in decode.available_decoders().items() if reason is None]
+PRESENT = [*(name for name, reason in decode.available_decoders().items() if reason is None), "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def test_a_row_for_every_file_number_of_frames_and_decoder(file):
     assert [(row["video"], row["frames"], row["decoder"]) for row in rows] == asked
     assert all(0 < row["lower_quartile"] <= row["clips_per_second"] <= row["upper_quartile"] for row in rows)
     assert all((row["height"], row["width"], row["short_side"], row["note"]) == (48, 64, 24, "") for row in rows)
+    assert {row["version"] for row in rows if row["decoder"] == "auto"} == {""}
     assert [row["video_frames"] for row in rows] == [40] * 2 * len(PRESENT) + [30] * 2 * len(PRESENT)
 
 
@@ -40,9 +41,11 @@ def test_the_speed_is_of_the_decoder_that_the_row_names(file, monkeypatch):
 
         return read
 
-    monkeypatch.setattr(decode, "READERS", {"av": repeated("av", 1), "slow": repeated("slow", 10)})
+    for name, times in (("av", 1), ("slow", 10)):
+        monkeypatch.setitem(decode.READERS, name, repeated(name, times))
     monkeypatch.setattr(decode, "_absence", lambda name: None)
     monkeypatch.setattr(decode_bench.importlib, "import_module", lambda name: decode)
+    monkeypatch.setattr(decode, "_check_present", lambda name: None)
     av, slow = measure([file], frames=(4,), repeats=9, decoders=["av", "slow"])
     assert 4 < av["clips_per_second"] / slow["clips_per_second"] < 25
     assert calls["slow"] == 10  # one to compare, nine to measure

@@ -1,11 +1,11 @@
-"""Frames of a video file by their index, upright, as arrays: one interface over PyAV, decord and torchcodec.
+"""Frames of a video file by their index, upright, as arrays: one interface over decord, PyAV and torchcodec.
 
-On an ordinary file all three give the same bytes. "auto" is PyAV, for two reasons. It is the only one with which every file of
-the tests gives the frames asked for: decord 0.6.0 gives others, in silence, where groups of pictures are open (x265 makes them
-so by default), where a file has no times of presentation (AVI), hides frames by an edit list, or is a turned Matroska, and it
-reads no AV1. And it is the fastest, because it can leave out pictures that nothing refers to (``decode_bench`` measures).
-The other two are used when asked for by name, to compare; they refuse what they are known to mistake as far as that can be
-seen, and open groups cannot.
+"auto" is decord for every file that it surely reads right, and PyAV for the others and where decord is absent or fails. A list of
+the packets, made without decoding, tells (``_Track.doubt``). decord 0.6.0 gives, in silence, other frames than those asked for
+where groups of pictures are open or begin without a full refresh, where times of presentation are missing or an edit list hides
+frames, and in turned Matroska; and other pixels than PyAV with more than eight bits, fields or odd sides. In every trial with
+whole files that pass both gave the same bytes. Damage inside one picture leaves no trace in the packets: decord then patches
+the picture up where PyAV raises, so a check of files should name PyAV.
 
 Everything runs in one thread of the process that calls, and nothing outlives a call, so forked loader processes are safe.
 """
@@ -13,6 +13,7 @@ Everything runs in one thread of the process that calls, and nothing outlives a 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import importlib
 import operator
@@ -33,13 +34,17 @@ INSTALL = {
     "decord": "pip install -c environment/lock.txt decord",
     "torchcodec": "pip install torchcodec, in the release made for this PyTorch; it also needs FFmpeg's shared libraries",
 }
-AUTO = "av"
+# What decord is trusted with; the rest of the conditions is in _Track.doubt.
+# H.264 in Matroska is not, since packets lost to damage there leave no trace, and decord patches pictures up in silence.
+TRUSTED = {"mp4": ("h264", "vp9"), "matroska": ("vp9",)}  # codecs by container
+PIXELS = ("yuv420p", "yuvj420p")
+WITHOUT_FIELDS = (0, 1)  # FFmpeg's AVFieldOrder: not known, progressive
+H264_SLICES, H264_REFRESH = set(range(1, 6)), 5  # types of network units; ITU-T H.264, table 7-1
 # Codecs in which a picture marked as no reference is referred to by none at all. HEVC marks it per temporal layer only.
 WITH_SPARE_PICTURES = ("h264", "mpeg4")
 NO_DUPLICATES = 1e-9  # share of frames that decord may replace by a neighbour; 0 would mean any
 AVI = re.compile(rb"RIFF....AVI ", re.DOTALL)
 TURNED_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3.*\x76\x70.{1,40}?\x76\x75[\x84\x88]", re.DOTALL)  # a projection with a roll
-HEADER_BYTES = 1 << 16
 
 
 class DecodeError(RuntimeError):
@@ -71,7 +76,8 @@ def read_frames(path: str | os.PathLike, choose: Choose, *, short_side: int | No
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be a positive number of pixels, got {short_side}")
     plan = _Plan(choose)
-    frames = READERS[_picked(decoder)](_file(path), plan)
+    _check_present(decoder)
+    frames = READERS[decoder](_file(path), plan)
     if short_side is not None:
         frames = _resized(frames, short_side)
     return plan.laid_out(frames)
@@ -91,7 +97,7 @@ def frame_count(path: str | os.PathLike, *, decoder: str = "auto") -> int:
 
 def available_decoders() -> dict[str, str | None]:
     """By name, None if a decoder can be used, else why not and how to get it."""
-    return {name: _absence(name) for name in READERS}
+    return {name: _absence(name) for name in INSTALL}
 
 
 def _absence(name: str) -> str | None:
@@ -106,14 +112,13 @@ def _absence(name: str) -> str | None:
     return None
 
 
-def _picked(decoder: str) -> str:
-    if decoder != "auto" and decoder not in READERS:
-        raise ValueError(f"decoder must be 'auto' or one of {', '.join(READERS)}, got {decoder!r}")
-    name = AUTO if decoder == "auto" else decoder
-    reason = _absence(name)
-    if reason is not None:
-        raise ImportError(reason)
-    return name
+def _check_present(decoder: str) -> None:
+    if decoder not in READERS:
+        raise ValueError(f"decoder must be 'auto' or one of {', '.join(INSTALL)}, got {decoder!r}")
+    for name in {"auto": ["av"], "decord": ["decord", "av"]}.get(decoder, [decoder]):
+        reason = _absence(name)
+        if reason is not None:
+            raise ImportError(reason)
 
 
 def _file(path: str | os.PathLike) -> Path:
@@ -132,21 +137,28 @@ class _Plan:
     """What the caller wants of a video whose length is known only once it is open."""
 
     def __init__(self, choose: Choose) -> None:
-        self._choose = choose
+        self._choose, self._count = choose, 0
 
     def __call__(self, count: int) -> list[int]:
         """The distinct indices wanted of ``count`` frames, sorted."""
+        if count == self._count:  # asked before, by a decoder that failed then: a second choice could be another
+            return self._distinct
         self._indices = [operator.index(i) for i in self._choose(count)]
         outside = [i for i in self._indices if not 0 <= i < count]
         if outside or not self._indices:
             found = f"got {outside[0]}" if outside else "got none"
             raise ValueError(f"choose must give frame indices from 0 to {count - 1}, {found}")
-        self._distinct = sorted(set(self._indices))
+        self._distinct, self._count = sorted(set(self._indices)), count
         return self._distinct
 
     def laid_out(self, frames: np.ndarray) -> np.ndarray:
         """The distinct frames in the order and with the repeats asked for."""
         return frames if self._indices == self._distinct else frames[np.searchsorted(self._distinct, self._indices)]
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 16)
 
 
 def _resized(frames: np.ndarray, short_side: int) -> np.ndarray:
@@ -165,7 +177,27 @@ def _stacked(path: Path, frames: list[np.ndarray]) -> np.ndarray:
     return np.stack(frames)
 
 
+def _with_auto(path: Path, plan: _Plan) -> np.ndarray:
+    with _track(path) as track:
+        if _absence("decord") is None:
+            with contextlib.suppress(DecodeError):  # PyAV's error is the one that counts
+                return _by_decord(path, plan, track)
+        return track.frames(plan)
+
+
 def _with_av(path: Path, plan: _Plan) -> np.ndarray:
+    with _track(path) as track:
+        return track.frames(plan)
+
+
+def _with_decord(path: Path, plan: _Plan) -> np.ndarray:
+    with _track(path) as track:
+        return _by_decord(path, plan, track)
+
+
+@contextlib.contextmanager
+def _track(path: Path) -> Iterator[_Track]:
+    """The video track of a file, to be used while this is open."""
     import av
 
     try:
@@ -176,11 +208,7 @@ def _with_av(path: Path, plan: _Plan) -> np.ndarray:
             if stream.codec_context is None:
                 raise DecodeError(path, "PyAV knows no decoder for its video track")
             stream.thread_type = "NONE"
-            guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
-            track = _Track(path, stream.codec_context, list(container.demux(stream)))
-            if guessed:  # AVI has no times of presentation; those that FFmpeg fills in are wrong where the order differs
-                return _stacked(path, track.by_order(plan))
-            return _stacked(path, track.by_time(plan) or track.by_order(plan))
+            yield _Track(path, stream, list(container.demux(stream)))
     except av.error.FFmpegError as error:
         raise DecodeError(path, f"PyAV: {error.strerror}") from error
 
@@ -188,15 +216,54 @@ def _with_av(path: Path, plan: _Plan) -> np.ndarray:
 class _Track:
     """The packets of one video track, held in memory still compressed, and PyAV's decoder for them."""
 
-    def __init__(self, path: Path, context: Any, packets: list) -> None:
-        first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), len(packets))
-        packets = [packet for packet in packets[first:] if packet.size]
+    def __init__(self, path: Path, stream: Any, packets: list) -> None:
+        self._all = [packet for packet in packets if packet.size]
+        first = next((i for i, packet in enumerate(self._all) if packet.is_keyframe), len(self._all))
+        packets = self._all[first:]
         while packets and packets[-1].is_corrupt:  # where the file breaks off
             packets.pop()
         if not packets:
             raise DecodeError(path, "its video track holds no picture to start from")
-        self._path, self._context, self._packets = path, context, packets
+        self._path, self._stream, self._context, self._packets = path, stream, stream.codec_context, packets
         self._keyframes = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+        self.count = len(packets)
+
+    def frames(self, plan: _Plan) -> np.ndarray:
+        """The wanted frames as PyAV decodes them."""
+        # AVI has no times of presentation; those that FFmpeg fills in are wrong where the order differs.
+        guessed = self._stream.container.format.name == "avi" and self._context.has_b_frames
+        return _stacked(self._path, (None if guessed else self.by_time(plan)) or self.by_order(plan))
+
+    def doubt(self) -> str:
+        """Why decord may give other frames than PyAV; empty if it gives the same."""
+        container, context, packets = self._stream.container, self._context, self._all
+        if len(container.streams.video) > 1:
+            return "it has several video tracks"
+        trusted = [codec for name in container.format.name.split(",") for codec in TRUSTED.get(name, ())]
+        if context.name not in trusted or context.pix_fmt not in PIXELS:
+            return f"it holds {context.name} with {context.pix_fmt} pixels in {container.format.long_name}"
+        if context.width % 2 or context.height % 2:
+            return f"a side is odd, {context.height} x {context.width}"
+        if int(context.field_order) not in WITHOUT_FIELDS:
+            return "its pictures consist of fields"
+        if TURNED_MATROSKA.match(_header(self._path)):
+            return "decord does not turn a Matroska file upright"
+        if any(packet.is_discard for packet in packets):
+            return "an edit list hides some"
+        if packets != self._packets or any(packet.is_corrupt for packet in packets):
+            return "it is cut off at an end, or damaged"
+        times = [packet.pts for packet in packets]
+        if None in times or len(set(times)) < len(times) or min(times) < 0:
+            return "some have no time of presentation, the same, or a negative one"
+        if context.has_b_frames and times == sorted(times):
+            return "its times seem to be those of decoding"
+        for packet in packets if context.name == "h264" else ():
+            units = _h264_units(packet, context.extradata)
+            if not units:
+                return "it is damaged"
+            if packet.is_keyframe and units & H264_SLICES != {H264_REFRESH}:
+                return "a group of pictures is open, or begins without a full refresh"
+        return ""
 
     def by_time(self, plan: _Plan) -> list[np.ndarray] | None:
         """The wanted frames found by their presentation times, from the nearest keyframe each; None if the times do not do."""
@@ -262,9 +329,8 @@ class _Track:
                         raise DecodeError(self._path, f"damaged at or before packet {place} of {len(self._packets)}")
                     yield frame
         except av.error.FFmpegError as error:
-            raise DecodeError(
-                self._path, f"damaged: decoding stopped at packet {place} of {len(self._packets)} ({error.strerror})"
-            ) from error
+            where = f"packet {place} of {len(self._packets)}"
+            raise DecodeError(self._path, f"damaged: decoding stopped at {where} ({error.strerror})") from error
         finally:
             context.flush_buffers()
 
@@ -274,36 +340,41 @@ def _upright(frame: Any) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def _with_decord(path: Path, plan: _Plan) -> np.ndarray:
+def _h264_units(packet: Any, extradata: bytes | None) -> set[int]:
+    """Types of a packet's network units; none if their lengths do not add up to its own (ISO/IEC 14496-15)."""
+    if not extradata or extradata[0] != 1:  # the header that says how wide a length is
+        return set()
+    content, width, place, types = memoryview(packet), (extradata[4] & 3) + 1, 0, set()
+    while place + width < len(content):
+        types.add(content[place + width] & 31)
+        place += width + int.from_bytes(content[place : place + width])
+    return types if place == len(content) else set()
+
+
+def _by_decord(path: Path, plan: _Plan, track: _Track) -> np.ndarray:
+    doubt = track.doubt()
+    if doubt:
+        raise DecodeError(path, f"decord could mistake its frames: {doubt}; use PyAV (decoder='av') or 'auto'")
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    if TURNED_MATROSKA.match(_header(path)):
-        raise DecodeError(path, "decord does not turn a Matroska file upright; use PyAV (decoder='av')")
-    reader = _decords(path, lambda: decord.VideoReader(str(path), num_threads=1, fault_tol=NO_DUPLICATES))
-    times = _decords(path, lambda: reader.get_frame_timestamp(range(len(reader)))[:, 0])
-    if times[0] < 0 or (np.diff(times) <= 0).any():
-        raise DecodeError(
-            path, "decord would mistake its frames, which have no times or are partly hidden; use PyAV (decoder='av')"
-        )
-    indices = plan(len(reader))
-    return _decords(path, lambda: reader.get_batch(indices).asnumpy())
+    with _errors_of("decord", path):
+        reader = decord.VideoReader(str(path), num_threads=1, fault_tol=NO_DUPLICATES)
+    if len(reader) != track.count:
+        raise DecodeError(path, f"decord counts {len(reader)} frames in {track.count} packets")
+    indices = plan(track.count)
+    with _errors_of("decord", path):
+        return reader.get_batch(indices).asnumpy()
 
 
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEADER_BYTES)
-
-
-def _decords(path: Path, call: Callable[[], Any]) -> Any:
-    """The result of a call to decord, its errors without their clock times and source lines."""
-    import decord
-
+@contextlib.contextmanager
+def _errors_of(decoder: str, path: Path) -> Iterator[None]:
+    """What a decoder raises as DecodeError, without the clock times and source lines of decord."""
     try:
-        return call()
-    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError) as error:
+        yield
+    except Exception as error:  # decord's own derive from nothing narrower
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DecodeError(path, "decord: " + re.sub(r"\[[\d:]+\] \S+:\d+: ", "", first)) from error
+        raise DecodeError(path, f"{decoder}: " + re.sub(r"\[[\d:]+\] \S+:\d+: ", "", first)) from error
 
 
 def _with_torchcodec(path: Path, plan: _Plan) -> np.ndarray:
@@ -311,18 +382,15 @@ def _with_torchcodec(path: Path, plan: _Plan) -> np.ndarray:
 
     if AVI.match(_header(path)):
         raise DecodeError(path, "torchcodec would mistake the frames of an AVI file; use PyAV (decoder='av')")
-    try:
+    with _errors_of("torchcodec", path):
         reader = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
-    except (RuntimeError, ValueError) as error:
-        raise DecodeError(path, f"torchcodec: {str(error).strip().splitlines()[0]}") from error
     indices = plan(len(reader))
-    try:
+    with _errors_of("torchcodec", path):
         return reader.get_frames_at(indices).data.numpy()
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise DecodeError(path, f"torchcodec: {str(error).strip().splitlines()[0]}") from error
 
 
 READERS: dict[str, Callable[[Path, _Plan], np.ndarray]] = {
+    "auto": _with_auto,
     "av": _with_av,
     "decord": _with_decord,
     "torchcodec": _with_torchcodec,

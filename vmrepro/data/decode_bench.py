@@ -3,7 +3,8 @@
 A clip is what a training step reads: a file is opened, T of its frames are chosen sparsely at random, decoded and brought to a
 short side. All decoders read the same clips in turn within one run, so that a machine whose speed drifts slows them alike. The
 time is the processor's, of all threads together, so that neighbours on the machine count as little as can be. A decoder that is
-absent is left out; one that gives other frames than PyAV, or none, has a note instead of a speed.
+absent is left out; one that gives other frames than PyAV, or none, has a note instead of a speed. "auto" is what a user gets: the
+choice of a decoder for each file is part of its time.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def measure(
     """A row per file, number of frames and decoder: clips per second of one core, median and quartiles over ``repeats``.
 
     files: None makes two H.264 clips of ten seconds, which needs PyAV, and deletes them; decoders: None takes all that are
-    present; short_side: pixels, None for the size as stored. About a minute without other settings.
+    present and "auto"; short_side: pixels, None for the size as stored. About a minute without other settings.
 
     Raises what ``decode.frame_count`` raises for a file that PyAV cannot read; ImportError for a decoder that is absent.
     """
     present = [name for name, reason in decode.available_decoders().items() if reason is None]
-    names = present if decoders is None else list(decoders)
+    names = [*present, "auto"] if decoders is None else list(decoders)
     rows = []
     with tempfile.TemporaryDirectory() as folder, _one_core():
         for path in _own_clips(Path(folder)) if files is None else map(Path, files):
@@ -63,7 +64,7 @@ def _compared(path: Path, count: int, short_side: int | None, repeats: int, name
         chance = np.random.default_rng(seed)
         return decode.read_frames(path, lambda n: clips.train_frames(spec, n, chance), short_side=short_side, decoder=name)
 
-    expected = read("auto", 0)
+    expected = read("av", 0)
     notes = {name: _difference(read, name, expected) for name in names}
     fit = [name for name in names if not notes[name]]
     speeds: dict[str, list[float]] = {name: [] for name in fit}
@@ -87,7 +88,7 @@ def _compared(path: Path, count: int, short_side: int | None, repeats: int, name
     rows = []
     for name in names:
         low, middle, high = statistics.quantiles(speeds[name], n=4) if name in fit else (None, None, None)
-        version = getattr(importlib.import_module(name), "__version__", "")
+        version = "" if name == "auto" else getattr(importlib.import_module(name), "__version__", "")
         speed = {"clips_per_second": middle, "lower_quartile": low, "upper_quartile": high}
         rows.append({"decoder": name, "version": version, **shared, **speed, "note": notes[name]})
     return rows
