@@ -1,6 +1,7 @@
 """The table of speeds: what counts as better, and that nothing wrong is timed."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -54,3 +55,14 @@ def test_the_readme_shows_the_recorded_table():
         assert cells[2] == f"{row['peer']} {float(row['peers']):.4g}"
         assert float(cells[3]) == round(float(row["times_better"]), 2)
         assert ("not reached" in cells[4]) == (row["met"] == "False")
+
+
+def test_the_readme_shows_the_recorded_decoders():
+    rows = list(csv.DictReader((paths.root() / "figures" / "speed" / "decoders.csv").read_text().splitlines()))
+    speeds = {(row["video"], row["frames"], row["decoder"]): f"{float(row['clips_per_second']):.3g}" for row in rows}
+    shown = [line for line in (paths.root() / "README.md").read_text().splitlines() if re.match(r"\| \d+x\d+, \d+ frames ", line)]
+    assert 4 * len(shown) == len(speeds) > 0
+    for line in shown:
+        clip, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        video, frames = re.fullmatch(r"(\d+x\d+), (\d+) frames", clip).groups()
+        assert cells == [speeds[f"{video}.mp4", frames, decoder] for decoder in ("auto", "decord", "av", "torchcodec")]

@@ -253,7 +253,7 @@ def _read(path: str, clip: ClipSpec) -> _Finding:
         return sorted({i for c in range(clip.test_clips) for i in test_frames(clip, count, c)})
 
     try:
-        read_frames(path, choose)
+        read_frames(path, choose, decoder="av")  # which notices damage inside a picture that decord patches up
     except DecodeError as error:
         return _Finding(0, error.reason)
     except OSError as error:
