@@ -76,7 +76,7 @@ def test_run_draws_whatever_figure_has_a_module(capsys, monkeypatch):
         return SimpleNamespace(**functions)
 
     saved = []
-    ruling = fig6.rulings(figures.load("fig6", "smoke").numbers, "smoke")[0]
+    ruling = fig6.rulings(figures.load("fig6", "mini").numbers, "mini")[0]
     table = pd.DataFrame({"final": [12.5]}, index=pd.Index(["one"], name="experiment"))
     fake = module(
         save=lambda records, tier: saved.append((records, tier)) or module(numbers="numbers"),

@@ -1,6 +1,7 @@
 """Every experiment by id, with the claims it answers, at three tiers.
 
-The paper tier is written down, from the released recipes; mini and smoke follow from it by the pure function ``shrink``.
+The paper tier is written down, from the released recipes; mini and smoke follow from it by the pure function ``shrink``, or, for
+videos, in :mod:`vmrepro.specs.video`.
 """
 
 from __future__ import annotations
