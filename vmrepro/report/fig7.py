@@ -242,11 +242,7 @@ def _draw_grid(axes: Axes, part: pd.DataFrame, sizes: Sequence[int]) -> None:
 def save(records: Sequence[Record], tier: Tier) -> figures.Saved:
     """Write the numbers, origin and pictures of the figure from finished runs."""
     numbers = ends(records)
-    origin = {
-        "claims": [ruling.as_row() for ruling in rulings(numbers, tier)],
-        "runs": [{"id": record.id, **record.provenance} for record in records],
-        "specs": {record.spec["experiment"]["id"]: record.spec["experiment"] for record in records},
-    }
-    saved = figures.save_numbers(FIGURE, tier, numbers, origin)
+    claims = [ruling.as_row() for ruling in rulings(numbers, tier)]
+    saved = figures.save_runs(FIGURE, tier, numbers, claims, records)
     figures.save_image(FIGURE, tier, draw(saved.numbers, tier))
     return saved

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def save_numbers(figure_id: str, tier: str, numbers: pd.DataFrame, origin: dict[
     store.write_atomically(place.with_suffix(".csv"), text)
     store.write_json(place.with_suffix(".json"), {**origin, "figure": figure_id, "tier": tier, "csv_sha256": _digest(text)})
     return load(figure_id, tier)
+
+
+def save_runs(
+    figure_id: str, tier: str, numbers: pd.DataFrame, claims: list[dict[str, Any]], records: Sequence[store.Record]
+) -> Saved:
+    """``save_numbers`` for what finished runs gave: the origin is their verdicts, provenance and specs."""
+    origin = {
+        "claims": claims,
+        "runs": [{"id": record.id, **record.provenance} for record in records],
+        "specs": {record.spec["experiment"]["id"]: record.spec["experiment"] for record in records},
+    }
+    return save_numbers(figure_id, tier, numbers, origin)
 
 
 def load(figure_id: str, tier: str) -> Saved | None:

@@ -160,6 +160,6 @@ def train_images(experiment: Experiment) -> int:
     """Images or clips in one pass over the training set, for costs."""
     data = experiment.data
     if data.name == "moving_digits":
-        return video.train_clips(data)
+        return data.videos
     # Each video is decoded once and augmented ``repeats`` times; of images the repeats share one pass.
     return TRAIN_IMAGES[data.name] * (1 if data.clip is None else data.augment.repeats)

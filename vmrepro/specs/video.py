@@ -103,11 +103,6 @@ def cell(tier: Tier, data: str, frames: int, side: int) -> Experiment:
     )
 
 
-def train_clips(data: DataSpec) -> int:
-    """Clips (or stills) of moving digits in one pass over their training set."""
-    return data.videos
-
-
 def _small(tier: Tier, id: str, data: str, frames: int, side: int) -> Experiment:
     clip = ClipSpec(num_frames=frames)
     return Experiment(
