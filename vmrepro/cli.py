@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating = verbs.add_parser("evaluate", help="test a checkpoint on Kinetics-400 or SSV2; what is recorded is reused")
     evaluating.add_argument("checkpoint", type=Path, help="a released file, or weights.pt of a run")
     evaluating.add_argument("dataset", help="kinetics400 or ssv2")
-    evaluating.add_argument("root", type=Path, help="its folder, with train.csv, val.csv and test.csv")
+    evaluating.add_argument("root", type=Path, help="its folder, with test.csv")
     _views(evaluating)
     _where(evaluating)
     evaluating.set_defaults(verb=_evaluate)

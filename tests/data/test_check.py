@@ -127,7 +127,7 @@ def test_a_list_that_cannot_be_read_is_a_problem_and_the_others_are_still_checke
     report = checked(root)
     assert list(report.splits) == ["train"]
     assert "val.csv, line 5" in report.problems[0]
-    assert "test.csv is missing" in report.problems[1]
+    assert "test.csv, which is missing" in report.problems[1]
     assert "PROBLEM " in render(report)
 
 

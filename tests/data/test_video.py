@@ -83,7 +83,7 @@ def whole(batches):
 def test_a_list_is_read_with_either_delimiter(tmp_path, line, name, label, ending, mark):
     list_file = tmp_path / "train.csv"
     list_file.write_bytes(f"{mark}{line}{ending}{ending}{line}".encode())
-    found = read_list(list_file, 174)
+    found = read_list(list_file, 174, "ssv2")
     assert [(video.name, video.label) for video in found] == [(name, label)] * 2
     assert found[0].path == (name if name.startswith("/") else str(tmp_path / name))
 
@@ -109,38 +109,46 @@ def test_a_list_is_read_with_either_delimiter(tmp_path, line, name, label, endin
 def test_a_malformed_line_is_named_with_what_was_expected(tmp_path, lines, number, words):
     (tmp_path / "val.csv").write_text(lines)
     with pytest.raises(ValueError, match=rf"val\.csv, line {number}: ") as error:
-        read_list(tmp_path / "val.csv", 10)
+        read_list(tmp_path / "val.csv", 10, "ssv2")
     assert words in str(error.value)
 
 
 def test_an_empty_list_is_an_error(tmp_path):
     (tmp_path / "val.csv").write_text("\n\n")
     with pytest.raises(ValueError, match=r"val\.csv is empty"):
-        read_list(tmp_path / "val.csv", 10)
+        read_list(tmp_path / "val.csv", 10, "ssv2")
 
 
 def test_a_list_that_is_no_text_is_an_error(tmp_path):
     (tmp_path / "val.csv").write_bytes(b"caf\xe9.mp4,1")
     with pytest.raises(ValueError, match=r"val\.csv is not UTF-8 text"):
-        read_list(tmp_path / "val.csv", 10)
+        read_list(tmp_path / "val.csv", 10, "ssv2")
 
 
 def test_an_ending_is_added_only_where_there_is_no_file_without_it(tmp_path):
     (tmp_path / "raw").touch()
     (tmp_path / "v1.0").mkdir()
     write_list(tmp_path, "train", ["raw", "video", "film.avi", "v1.0/video"], [0] * 4, " ")
-    found = [os.path.relpath(video.path, tmp_path) for video in read_list(tmp_path / "train.csv", 1)]
+    found = [os.path.relpath(video.path, tmp_path) for video in read_list(tmp_path / "train.csv", 1, "ssv2")]
     assert found == ["raw", "video.mp4", "film.avi", "v1.0/video.mp4"]
-    assert read_list(tmp_path / "train.csv", 1)[1].name == "video"
+    assert read_list(tmp_path / "train.csv", 1, "ssv2")[1].name == "video"
 
 
 @pytest.mark.parametrize("missing", ["train", "val", "test"])
-def test_a_missing_list_names_the_layout_and_the_variable(root, missing):
+def test_a_missing_list_names_the_data_set_the_file_and_the_variable(root, missing):
     (root / f"{missing}.csv").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"train\.csv, val\.csv and test\.csv(.|\n)*{missing}\.csv is missing.*VMREPRO_DATA"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"^kinetics400 needs {root}/{missing}\.csv, which is missing.*VMREPRO_DATA"):
         Videos(spec(), 0, CPU, root)
+
+
+def test_only_the_lists_that_are_asked_for_are_read(root):
+    for split in ("train", "val"):
+        (root / f"{split}.csv").unlink()
+    data = Videos(spec(), 0, CPU, root, splits=("test",), workers=0)
+    seen = torch.cat([index for index, _, _ in data.view_batches(2)])
+    assert seen.tolist() == list(range(len(data.test_names)))
+    with pytest.raises(KeyError, match="val"):
+        next(data.test_batches(2))
 
 
 def test_data_sets_are_looked_for_in_the_folder_of_their_name(root, monkeypatch):

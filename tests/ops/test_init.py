@@ -9,6 +9,7 @@ from tests.ops.oracle import (
     ALL,
     FAST,
     KERNELS,
+    assert_as_exact,
     judge,
     outputs_and_gradients,
     rms_error,
@@ -50,12 +51,19 @@ def test_scan_is_the_definition(backend, device, dtype, length, decay):
     judge(scan_with(backend, **options), scan_with("reference", **options), inputs, dtype, device)
 
 
+@functools.cache
+def definition_at_eight_frames(decay):
+    """Inputs, and the definition's outputs and gradients in their type and in float64, for all backends."""
+    inputs = scan_inputs(8 * 14 * 14 + 1, torch.float32, decay, channels=200)
+    return inputs, *(outputs_and_gradients(scan_with("reference"), x) for x in (inputs, widened(inputs)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), FAST)
 @pytest.mark.parametrize("decay", ["near_one", "fast"])
 def test_scan_is_the_definition_at_eight_frames(backend, device, decay):
-    inputs = scan_inputs(8 * 14 * 14 + 1, torch.float32, decay, channels=200)
-    judge(scan_with(backend), scan_with("reference"), inputs, torch.float32, device)
+    inputs, plain, exact = definition_at_eight_frames(decay)
+    assert_as_exact(outputs_and_gradients(scan_with(backend), inputs, device), plain, exact, torch.float32)
 
 
 @pytest.mark.usefixtures("short_chunks")

@@ -35,11 +35,12 @@ def figure_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def build_site():
-    """A function that copies what is committed under figures/ to a folder and builds the site into it."""
+    """A function that copies what is committed under figures/ to a folder, notebooks beside it, and builds the site into it."""
 
     def build(folder: Path) -> Path:
         committed = paths.root() / "figures"
         shutil.copytree(committed, folder, ignore=shutil.ignore_patterns("smoke.*", "*.html"))
+        shutil.copytree(paths.notebooks(), folder.parent / "notebooks", ignore=shutil.ignore_patterns(".*"))
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setenv("VMREPRO_FIGURES", str(folder))
             site.build()

@@ -32,6 +32,19 @@ def test_what_is_drawn_is_what_was_recorded(made_records):
     assert len(lines) == 8 * numbers["epoch"].max()
 
 
+def test_a_legend_covers_nothing(made_records):
+    figure = fig6.draw(fig6.curves(made_records), "mini")
+    figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in figure.axes]
+    drawn = [part for axes in figure.axes for part in (axes, axes.xaxis.label, axes.title, *axes.texts)]
+    boxes = [part.get_window_extent() for part in (*drawn, *legends)]
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert sum(box.overlaps(other) for other in boxes) == 1  # itself
+        assert all(figure.bbox.contains(*corner) for corner in box.corners())
+    assert [text.get_text() for text in legends[1].get_texts()][-1] == "teacher stops"
+
+
 def test_every_contrast_is_a_claim_on_this_figure_between_experiments_there_are():
     ids = {experiment.id: set(experiment.reproduces) for experiment in catalog.fig6("paper")}
     for contrast in fig6.CONTRASTS:

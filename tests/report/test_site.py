@@ -1,5 +1,6 @@
 """The site as files: links, anchors, verdicts, bytes. How a browser shows it is in test_site_browser.py."""
 
+import html
 import re
 import resource
 import shutil
@@ -56,7 +57,7 @@ def broken_links(folder: Path, pages: dict[str, Parsed]) -> list[str]:
 
 
 def test_every_link_leads_somewhere_beside_the_page(site_folder, pages):
-    assert len(pages) == 5 + len(site_data.RESULTS)
+    assert len(pages) == 6 + len(site_data.RESULTS)
     assert sum(len(page.links) for page in pages.values()) > 1000
     assert broken_links(site_folder, pages) == []
 
@@ -99,6 +100,29 @@ def test_what_touches_a_table_is_on_its_page(pages):
     on_page = set(pages["table2.html"].ids)
     assert {"C29", "C28", "E13", "E12"} <= on_page
     assert "C46" not in on_page  # of Table 4
+
+
+def test_every_result_links_the_notebook_that_computes_it(pages):
+    linked = {
+        result.id: [link for link in pages[f"{result.id}.html"].links if link.endswith(".ipynb")] for result in site_data.RESULTS
+    }
+    sources = sorted(file.name for file in paths.notebooks().glob("*.ipynb"))
+    assert sorted(link for links in linked.values() for link in links) == [f"../notebooks/{name}" for name in sources]
+    assert linked["fig6"] == ["../notebooks/fig6_distill.ipynb"]
+
+
+def test_every_recorded_speed_is_on_its_page(site_folder, pages):
+    text = html.unescape((site_folder / "speed.html").read_text(encoding="utf-8"))
+    recorded = sorted(file.stem for file in (COMMITTED / "speed").glob("*.csv"))
+    assert recorded == sorted(site_data.SPEEDS)
+    for name in recorded:
+        saved = figures.load("speed", name)
+        assert {f"speed/{name}.csv", f"speed/{name}.json"} <= set(pages["speed.html"].links)
+        assert saved.origin["runs"][0]["commit"] in text
+        assert all(str(line) in text for line in saved.numbers.iloc[:, 0])
+    assert '<td class="number">0.9245</td>' in text  # of the scan, both directions
+    for page in ("index.html", "runs.html"):
+        assert pages[page].links.count("speed.html") == 2  # in the navigation and in the text
 
 
 def test_provenance_and_what_was_not_run_are_written_out(site_folder):

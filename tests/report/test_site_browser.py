@@ -15,7 +15,7 @@ from vmrepro.report import site_data
 
 pytestmark = pytest.mark.slow
 WIDE, NARROW = (1280, 900), (390, 844)  # CSS pixels of a desktop and of a phone
-PAGES = ("index", "claims", "errata", "runs", "not_run", *(result.id for result in site_data.RESULTS))
+PAGES = ("index", "claims", "errata", "runs", "speed", "not_run", *(result.id for result in site_data.RESULTS))
 
 
 @pytest.fixture(scope="module")

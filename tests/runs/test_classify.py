@@ -157,6 +157,17 @@ def test_a_data_set_is_tested_file_by_file_and_recorded_once(kinetics, tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def test_a_data_set_is_tested_by_its_test_list_alone(kinetics, tmp_path):
+    file = save(tmp_path / "model.pth")
+    for split in ("train", "val"):
+        (kinetics / f"{split}.csv").unlink()
+    record = classify.evaluate(file, "kinetics400", kinetics, clips=1, crops=1, device="cpu")
+    assert record.provenance["test"]["seen"] == 7
+    (kinetics / "test.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"kinetics400 needs .*test\.csv, which is missing"):
+        classify.evaluate(file, "kinetics400", kinetics, clips=1, crops=1, device="cpu")
+
+
 def test_another_protocol_list_or_checkpoint_is_another_record(kinetics, tmp_path):
     file = save(tmp_path / "model.pth")
     first = classify.evaluate(file, "kinetics400", kinetics, clips=1, crops=1, device="cpu")

@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 
-from tests.runs.conftest import numbers
+from tests.runs.conftest import numbers, tiny
 from vmrepro import paths, store
 from vmrepro.runs.distributed import join, pick_device
+from vmrepro.runs.runner import run
 
 # No stochastic depth at smoke, so that only the sharing of work differs.
 RUN = """
@@ -37,12 +38,13 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, monkeypatch):
     script = tmp_path / "run.py"
     script.write_text(RUN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *NAMES]
+    environment = {**os.environ, "PYTHONPATH": str(paths.root()), "VMREPRO_RUNS": str(tmp_path / "together")}
+    subprocess.run(launch, env=environment | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=300)
     curves = {}
-    for folder, command in ("alone", [sys.executable, str(script), *NAMES]), ("together", launch):
-        environment = {**os.environ, "PYTHONPATH": str(paths.root()), "VMREPRO_RUNS": str(tmp_path / folder)}
-        environment |= {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    for folder, names in ("alone", NAMES), ("together", []):
         monkeypatch.setenv("VMREPRO_RUNS", str(tmp_path / folder))
+        for name in names:
+            run(tiny(name), 0, device="cpu")
         curves[folder] = {record.id: record for record in store.records()}
     assert curves["alone"].keys() == curves["together"].keys()
     assert {record.provenance["processes"] for record in curves["together"].values()} == {2}

@@ -1,5 +1,7 @@
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,75 +207,101 @@ def test_processes_share_the_seeds_and_give_the_same_records(store_folder, tmp_p
     assert [numbers(record) for record in apart] == [numbers(record) for record in alone]
 
 
-# Runs in a process of its own: every epoch is checkpointed, draws chance, and is slow enough to be killed in.
-VICTIM = """
-import sys, time
-from dataclasses import replace
-from tests.runs.conftest import tiny
-from vmrepro.runs import train
-from vmrepro.runs.runner import run
-
-train.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-epoch_of = train._train_epoch
-def slowly(*arguments):
-    time.sleep(float(sys.argv[1]))
-    return epoch_of(*arguments)
-train._train_epoch = slowly
-student = tiny("fig6_m_distill_stopped", epochs=5, precision=sys.argv[2])
-run(replace(student, model=replace(student.model, drop_path_rate=0.3)), 0)
-"""
-
-
-def start(folder, pause: float, precision: str, output=subprocess.DEVNULL) -> subprocess.Popen:
-    environment = {**os.environ, "VMREPRO_RUNS": str(folder), "PYTHONPATH": str(paths.root())}
-    return subprocess.Popen([sys.executable, "-c", VICTIM, str(pause), precision], env=environment, stdout=output)
-
-
-def kill_after(epochs: int, folder, log, precision: str) -> None:
-    """Start the run, and kill it without warning once it has reported so many epochs, in the middle of the next one."""
+def victim(folder: Path, pause: float, precision: str, log: Path) -> None:
+    """Every epoch is checkpointed, draws chance, and is slow enough to be killed in."""
+    os.environ["VMREPRO_RUNS"] = str(folder)
     with open(log, "w") as output:
-        process = start(folder, 0.3, precision, output)
+        os.dup2(output.fileno(), sys.stdout.fileno())
+    training.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    epoch_of = training._train_epoch
+
+    def slowly(*arguments):
+        time.sleep(pause)
+        return epoch_of(*arguments)
+
+    training._train_epoch = slowly
+    student = tiny("fig6_m_distill_stopped", epochs=5, precision=precision)
+    run(replace(student, model=replace(student.model, drop_path_rate=0.3)), 0)
+
+
+# Each in a process of its own, forked from one that has the imports behind it.
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload([__name__])
+
+
+def start(folder: Path, pause: float, precision: str, log: Path) -> multiprocessing.Process:
+    log.write_text("")
+    process = APART.Process(target=victim, args=(folder, pause, precision, log))
+    process.start()
+    return process
+
+
+def kill_after(epochs: int, folder: Path, log: Path, precision: str) -> None:
+    """Start the run, and kill it without warning once it has reported so many epochs, in the middle of the next one."""
+    process = start(folder, 0.3, precision, log)
     while log.read_text().count(": epoch ") < epochs:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.02)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def finished(folder: Path, precision: str) -> list[store.Record]:
+    """The records of the run, which goes on where it was if it was begun in ``folder``."""
+    process = start(folder, 0.0, precision, folder.with_suffix(".log"))
+    process.join()
+    assert process.exitcode == 0
+    return records_in(folder)
+
+
+def records_in(folder: Path) -> list[store.Record]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VMREPRO_RUNS", str(folder))
+        return store.records()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A function of the precision: the records of the run that nothing disturbs."""
+    return functools.cache(lambda precision: finished(tmp_path_factory.mktemp("calm") / "runs", precision))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-def test_a_killed_run_ends_with_the_same_numbers(tmp_path, monkeypatch, precision):
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path, calm, precision):
     # In the teacher, in it again, in the student while it is taught, and after its teacher has stopped.
     for epochs in (2, 4, 1, 2):
         kill_after(epochs, tmp_path / "killed", tmp_path / "log", precision)
-    assert start(tmp_path / "killed", 0.0, precision).wait() == 0
-    assert start(tmp_path / "calm", 0.0, precision).wait() == 0
-    monkeypatch.setenv("VMREPRO_RUNS", str(tmp_path / "killed"))
-    disturbed = store.records()
-    monkeypatch.setenv("VMREPRO_RUNS", str(tmp_path / "calm"))
-    calm = store.records()
-    assert len(calm) == 2
-    assert [record.id for record in disturbed] == [record.id for record in calm]
-    assert [numbers(record) for record in disturbed] == [numbers(record) for record in calm]
+    disturbed = finished(tmp_path / "killed", precision)
+    assert len(calm(precision)) == 2
+    assert [record.id for record in disturbed] == [record.id for record in calm(precision)]
+    assert [numbers(record) for record in disturbed] == [numbers(record) for record in calm(precision)]
 
 
 @pytest.mark.slow
 def test_two_processes_that_ask_for_one_run_do_it_once(tmp_path):
-    together = [start(tmp_path, 0.2, "fp64", subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate()[0].decode() for process in together]
-    trained = [line for output in outputs for line in output.splitlines() if "trained" in line]
+    logs = [tmp_path / "one.log", tmp_path / "other.log"]
+    for process in [start(tmp_path / "runs", 0.2, "fp64", log) for log in logs]:
+        process.join()
+        assert process.exitcode == 0
+    trained = [line for log in logs for line in log.read_text().splitlines() if "trained" in line]
     assert sorted(line.split("-smoke")[0] for line in trained) == ["fig6_m_distill_stopped", "fig6_s"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="torch's choice of vector instructions is tried on x86")
-def test_float64_numbers_do_not_depend_on_the_processors_instructions(tmp_path, monkeypatch):
-    losses = []
-    for instructions in ("default", "avx2"):
-        monkeypatch.setenv("ATEN_CPU_CAPABILITY", instructions)
-        assert start(tmp_path / instructions, 0.0, "fp64").wait() == 0
-        monkeypatch.setenv("VMREPRO_RUNS", str(tmp_path / instructions))
-        losses.append([row["test_loss"] for record in store.records() for row in record.metrics])
+def test_float64_numbers_do_not_depend_on_the_processors_instructions(tmp_path, calm):
+    """Torch chooses them at its import, so the other choice takes a process that is not forked."""
+    code = "import sys; from pathlib import Path; from tests.runs.test_runner import victim; "
+    code += "victim(Path(sys.argv[1]), 0.0, 'fp64', Path(sys.argv[2]))"
+    environment = {**os.environ, "PYTHONPATH": str(paths.root()), "ATEN_CPU_CAPABILITY": "avx2"}
+    command = [sys.executable, "-c", code, str(tmp_path / "runs"), str(tmp_path / "log")]
+    assert subprocess.run(command, env=environment).returncode == 0
+    losses = [
+        [row["test_loss"] for record in records for row in record.metrics]
+        for records in (calm("fp64"), records_in(tmp_path / "runs"))
+    ]
     assert len(losses[0]) == 10
     assert losses[0] == pytest.approx(losses[1], rel=1e-11)

@@ -24,7 +24,7 @@ OWN_ROWS = [row.id for name in ("table2", "table3", "table4") for row in referen
 TINY = ModelSpec(depth=3, embed_dim=40, img_size=48, num_classes=7)
 OPTIONS = [
     *[{}, {"norm": "layer"}, {"bidirectional": False}, {"d_state": 5}, {"d_conv": 2}, {"expand": 3}, {"dt_rank": 5}],
-    *[{"num_frames": 8}, {"num_frames": 8, "kernel_size": 2}, {"kernel_size": 2}, {"stride": 8}, {"img_size": (64, 96)}],
+    *[{"num_frames": 8}, {"num_frames": 8, "kernel_size": 2}, {"stride": 8}, {"img_size": (64, 96)}],
     *[{"distill_dim": 24}, {"distill_dim": 24, "norm": "layer"}, {"in_chans": 1}, {"patch_size": 8}, {"num_classes": 0}],
 ]
 

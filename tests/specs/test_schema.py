@@ -57,6 +57,7 @@ def experiment(**changes) -> Experiment:
         (ModelSpec, MODEL, {"img_size": (224, 224, 3)}, r"img_size must be an integer or \(height, width\)"),
         (ModelSpec, MODEL, {"img_size": 224.0}, r"img_size must be an integer or \(height, width\)"),
         (ModelSpec, MODEL, {"img_size": (224, 8)}, "smaller than one patch of 16 pixels"),
+        (ModelSpec, MODEL, {"kernel_size": 2}, r"kernel_size 2 .*image model \(num_frames=None\)"),
         (ModelSpec, MODEL, {"num_frames": 9, "kernel_size": 2}, "num_frames 9 is not a multiple .* kernel_size=2"),
         (DataSpec, DATA, {"name": "cifar"}, "name must be one of 'digits', 'imagenet', .*, got 'cifar'"),
         (ModelSpec, MODEL, {"scan": "diagonal", "num_frames": 4}, "scan must be one of 'spatial_first', .*, got 'diagonal'"),

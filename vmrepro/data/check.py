@@ -103,7 +103,7 @@ def check(name: str, root: Path, *, decode: bool = True, clip: ClipSpec | None =
     lists: dict[str, list[Video]] = {}
     for split in SPLITS:
         try:
-            lists[split] = read_list(root / f"{split}.csv", CLASSES[name])
+            lists[split] = read_list(root / f"{split}.csv", CLASSES[name], name)
         except (FileNotFoundError, ValueError) as error:
             report.problems.append(str(error))
     files = sorted({video.path for videos in lists.values() for video in videos})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,18 +61,19 @@ def folder(name: str) -> Path:
     return paths.data() / name
 
 
-def read_list(file: Path, num_classes: int) -> list[Video]:
-    """The videos of a list, in its order; paths are relative to its folder, or absolute.
+def read_list(file: Path, num_classes: int, name: str) -> list[Video]:
+    """The videos of a list of the data set ``name``, in its order; paths are relative to its folder, or absolute.
 
     Two columns, parted by a comma if the first line's label is, else by white space; a path may contain either. A path
-    whose last part has no dot gets ".mp4" if there is no file without it. FileNotFoundError names the expected layout;
-    ValueError names the line and what was expected of it, or says that the list is empty.
+    whose last part has no dot gets ".mp4" if there is no file without it. FileNotFoundError names the data set and the
+    file; ValueError names the line and what was expected of it, or says that the list is empty.
     """
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file.parent.name} is expected as {file.parent}/train.csv, val.csv and test.csv, a line per video: its path "
-            f"relative to that folder, a comma or a space, its label; {file} is missing. "
-            f"Put the data there, or point VMREPRO_DATA at the folder that contains {file.parent.name}/."
+            f"{name} needs {file}, which is missing: a line per video is expected, its path relative to that folder, a comma or "
+            f"a space, and its label from 0 to {num_classes - 1}. A training reads train.csv, val.csv and test.csv, a test only "
+            f"test.csv. Put it there or name another folder; a training looks in {folder(name)}, and VMREPRO_DATA may name "
+            f"another folder that contains {name}/."
         )
     try:
         text = file.read_text("utf-8-sig")
@@ -85,11 +86,14 @@ def read_list(file: Path, num_classes: int) -> list[Video]:
     return [_video(file, number, line, delimiter, num_classes) for number, line in lines]
 
 
-def read_lists(root: Path, num_classes: int) -> dict[str, list[Video]]:
-    """The three lists of a data set; ValueError if a video stands twice in val.csv or in test.csv, else as :func:`read_list`."""
-    lists = {split: read_list(root / f"{split}.csv", num_classes) for split in SPLITS}
-    for split in SPLITS[1:]:
-        twice = duplicates(lists[split])
+def read_lists(root: Path, num_classes: int, name: str, splits: Sequence[str] = SPLITS) -> dict[str, list[Video]]:
+    """The lists ``splits`` of the data set ``name`` in the folder ``root``, by split.
+
+    ValueError if a video stands twice in val.csv or in test.csv, else as :func:`read_list`.
+    """
+    lists = {split: read_list(root / f"{split}.csv", num_classes, name) for split in splits}
+    for split, videos in lists.items():
+        twice = duplicates(videos) if split != "train" else []
         if twice:
             raise ValueError(f"{root / split}.csv lists {len(twice)} videos again, such as {twice[0]}: each must count once")
     return lists
@@ -196,15 +200,22 @@ class Videos:
     each video ``augment.repeats`` clips are made of the same frames, differently augmented, next to each other in the batch
     (released: --num_sample); sizes count clips, not videos. ``lost`` holds the training videos that this process could not
     read, with the reason: the next readable one of the list takes the place, with a warning once a file; beyond 1 % of the
-    list the run stops with RuntimeError. FileNotFoundError and ValueError as :func:`read_lists` raises them.
+    list the run stops with RuntimeError. Only the lists ``splits`` are read; batches of
+    another are a KeyError. FileNotFoundError and ValueError as :func:`read_lists` raises them.
     """
 
     def __init__(
-        self, spec: DataSpec, seed: int, device: torch.device, root: Path | None = None, *, workers: int = WORKERS
+        self,
+        spec: DataSpec,
+        seed: int,
+        device: torch.device,
+        root: Path | None = None,
+        *,
+        splits: Sequence[str] = SPLITS,
+        workers: int = WORKERS,
     ) -> None:
-        self._lists = read_lists(root or folder(spec.name), spec.num_classes)
+        self._lists = read_lists(root or folder(spec.name), spec.num_classes, spec.name, splits)
         self.num_classes = spec.num_classes
-        self.test_names = [video.name for video in self._lists["test"]]
         self.lost: dict[str, str] = {}
         self._spec, self._seed, self._device = spec, seed, device
         self._plan = _Plan()
@@ -216,6 +227,11 @@ class Videos:
             collate_fn=_collated,
             pin_memory=device.type == "cuda",
         )
+
+    @property
+    def test_names(self) -> list[str]:
+        """The videos of the test list, in its order."""
+        return [video.name for video in self._lists["test"]]
 
     @property
     def train_size(self) -> int:

@@ -36,7 +36,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         side, stride = spec.patch_size, spec.stride or spec.patch_size
-        tubelet = 1 if spec.num_frames is None else spec.kernel_size
+        tubelet = spec.kernel_size
         self.side, self.tubelet, self.overlaps = side, tubelet, stride != side
         if spec.num_frames is None:
             self.proj = nn.Conv2d(spec.in_chans, spec.embed_dim, side, stride)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -82,18 +83,17 @@ def draw(numbers: pd.DataFrame, tier: Tier) -> Figure:
     import seaborn as sns  # here, because judging the claims must not wait for it
 
     with sns.axes_style("ticks"), sns.plotting_context("paper"):
-        figure = Figure(figsize=(9.0, 3.7), layout="constrained")
+        figure = Figure(figsize=(9.0, 4.1), layout="constrained")
         for axes, (title, members) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
             _draw_panel(axes, numbers, members)
             axes.set_title(title, loc="left", fontweight="bold")
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(frameon=False, loc="lower right", fontsize=8)
             sns.despine(ax=axes)
         stop = next(e.distill.stop_epoch for e in catalog.fig6(tier) if e.id == "fig6_m_distill_stopped")
-        figure.axes[1].axvline(stop, color="0.6", linewidth=0.8, label="_stop")
-        beside = {"xytext": (-9, 0), "textcoords": "offset points", "rotation": 90, "fontsize": 7, "color": "0.4"}
-        figure.axes[1].annotate("teacher stops", (stop, 0.45), xycoords=("data", "axes fraction"), **beside)
+        line = figure.axes[1].axvline(stop, color="0.6", linewidth=0.8, label="_stop")
+        for axes, more in zip(figure.axes, ({}, {"teacher stops": line}), strict=True):
+            _draw_legend(axes, more)
         figure.axes[0].set_ylabel("test top-1 (%)")
         figure.axes[0].set_ylim(*_reading_range(numbers))
         seeds = numbers["seed"].nunique()
@@ -108,6 +108,13 @@ def _draw_panel(axes: Axes, numbers: pd.DataFrame, members: Sequence[str]) -> No
         colour = STOPPED_COLOUR if name.endswith("_stopped") else COLOURS[LABELS[name][0]]
         axes.plot(mean.index, mean, DASHES.get(name, "--"), color=colour, linewidth=1.4, label=LABELS[name])
         axes.fill_between(mean.index, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _draw_legend(axes: Axes, more: Mapping[str, Artist]) -> None:
+    """The legend, with ``more`` lines by name, below the panel: curves of some tier pass through every corner of it."""
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) | more
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": (len(lines) + 1) // 2, "borderaxespad": 0}
+    axes.legend(lines.values(), lines.keys(), frameon=False, fontsize=8, **place)
 
 
 def _reading_range(numbers: pd.DataFrame) -> tuple[float, float]:

@@ -79,6 +79,7 @@ def _pages(content: site_data.Content) -> Iterator[Page]:
     yield Page("claims.html", "Claims", "Claims of the paper and what became of them", "claims.html", _by_topic(content))
     yield Page("errata.html", "Errata", "Suspected errors and differences", "errata.html", _by_kind(content))
     yield Page("runs.html", "Runs", "Where the numbers come from", "runs.html")
+    yield Page("speed.html", "Speed", "Speed beside the peers", "speed.html", _speed())
     yield Page("not_run.html", "Not run", "What was not run", "not_run.html", _not_run(content))
     for result in site_data.RESULTS:
         title = f"{result.short}: {result.title}"
@@ -134,6 +135,11 @@ def _not_run(content: site_data.Content) -> dict[str, Any]:
     }
 
 
+def _speed() -> dict[str, Any]:
+    notes = f"{site_data.SPEED}/README.md"
+    return {"folder": site_data.SPEED, "notes": notes if (paths.figures() / notes).is_file() else None}
+
+
 def _not_ours(line: verify.Line) -> bool:
     return line.basis == "paper" or line.verdict == Verdict.NOT_RUN
 
@@ -145,6 +151,7 @@ def _result(content: site_data.Content, result: site_data.Result) -> dict[str, A
     recordings = [recording for recording in content.recordings if site_data.result_of(recording.figure) == result.id]
     return {
         "result": result,
+        "notebook": site_data.notebook(result.id),
         "tables": {name: site_data.table(content, name) for name in names},
         "captions": {name: _caption(name) for name in names},
         "meanings": {name: audit.describe(name) for name in names},

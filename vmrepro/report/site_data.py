@@ -6,6 +6,7 @@ The paper's results are its tables and figures 1, 4, 6 and 7; figures 2, 3 and 5
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ RESULTS = (
     Result("table8", "Table 8", "Zero-shot text-to-video retrieval"),
 )
 SHORT = {result.id: result.short for result in RESULTS}
+SPEED = "speed"  # the folder of recorded benchmarks under figures/
+# By the name of its files: what a benchmark measures, and the command that records it.
+SPEEDS = {
+    "mini": ("The operator and the model on a GPU", "python -m vmrepro.bench --record"),
+    "cpu": ("The operator on a CPU", "python -m vmrepro.bench --record"),
+    "decoders": ("Video decoders on one core of a CPU", "vmrepro data bench --record"),
+}
+HEADS = {"reach": "wanted", "met": "reached", "peer": "best peer", "peers": "of the best peer"}  # for columns of terse names
 JUDGING_TIERS: tuple[Tier, ...] = ("mini", "paper")
 MENTION = re.compile(r"(Fig|Table)(?:s|ures?)?\.? (\d[a-d]?(?:(?:, ?| and | to | ?/ ?|-)\d[a-d]?)*)")
 
@@ -125,6 +134,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """A recorded benchmark, figures/speed/<name>.csv: its lines, the command that makes them anew, facts of its origin."""
+
+    name: str
+    title: str
+    command: str
+    lines: Grid
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Content:
     """All that is shown; ``frames`` are those of ``audit.frame``, ``counts`` the origin of the counts of other methods."""
 
@@ -133,6 +153,7 @@ class Content:
     frames: Mapping[str, pd.DataFrame]
     recordings: tuple[Recording, ...]
     counts: Mapping[str, str]
+    speeds: tuple[Speed, ...]
     files: tuple[str, ...]
 
 
@@ -158,6 +179,7 @@ def gather() -> Content:
         frames={name: audit.frame(name) for name in reference.tables()},
         recordings=tuple(_recordings()),
         counts={} if peers is None else facts(peers.origin),
+        speeds=tuple(_speeds()),
         files=tuple(file.relative_to(paths.figures()).as_posix() for file in _files()),
     )
 
@@ -198,6 +220,29 @@ def _recordings() -> Iterator[Recording]:
             ending=module and grid(module.finals(saved.numbers).reset_index()),
             ending_means=module and inspect.getdoc(module.finals).partition("\n\n")[0],
         )
+
+
+def _speeds() -> Iterator[Speed]:
+    """Every recorded benchmark, its numbers with four digits as the benchmark prints them."""
+    for name, (title, command) in SPEEDS.items():
+        if (saved := figures.load(SPEED, name)) is None:
+            continue
+        lines = saved.numbers.dropna(axis="columns", how="all")
+        lines = lines.rename(columns=lambda column: HEADS.get(column, column.replace("_", " ")))
+        shared, _ = common(saved.origin["runs"])
+        yield Speed(name, title, command, grid(lines.map(_four_digits)), shared)
+
+
+def _four_digits(value: object) -> object:
+    if not isinstance(value, float) or math.isnan(value):
+        return value
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def notebook(result_id: str) -> str | None:
+    """The path, from the folder of figures, of the notebook that computes a result; None where none lies beside that folder."""
+    found = next((paths.figures().parent / paths.notebooks().name).glob(f"{result_id}_*.ipynb"), None)
+    return found and f"../{found.parent.name}/{found.name}"
 
 
 def _command(figure: str, tier: Tier) -> str | None:

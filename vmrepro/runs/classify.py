@@ -142,9 +142,10 @@ def evaluate(
 ) -> store.Record:
     """The record of the test of ``checkpoint`` on the data set in ``root``: the one in the store if there is one, else made now.
 
-    The protocol is the released one of that data set; clips and crops may be others. The record holds the accuracies, and its
-    folder the prediction for each video. Under torchrun the processes share the videos. Raises FileNotFoundError, ValueError
-    for a checkpoint or list that does not fit, RuntimeError for a video that cannot be read or an absent device or backend.
+    The protocol is the released one of that data set, and only its test list is read; clips and crops may be others. The record
+    holds the accuracies, and its folder the prediction for each video. Under torchrun the processes share the videos. Raises
+    FileNotFoundError, ValueError for a checkpoint or list that does not fit, RuntimeError for a video that cannot be read or an
+    absent device or backend.
     """
     if dataset not in PROTOCOLS:
         raise ValueError(f"a data set of videos is one of {', '.join(PROTOCOLS)}, got {dataset!r}")
@@ -153,7 +154,7 @@ def evaluate(
         raise ValueError(f"{checkpoint} has {opened.spec.num_classes} classes, {dataset} has {CLASSES[dataset]}")
     clip = _clip(opened.spec, None, *PROTOCOLS[dataset], clips, crops)
     data = DataSpec(name=dataset, img_size=opened.spec.img_size, num_classes=opened.spec.num_classes, clip=clip)
-    videos = Videos(data, 0, world.device, root)
+    videos = Videos(data, 0, world.device, root, splits=("test",))
     spec = {
         "id": f"evaluate_{dataset}",
         "tier": "paper",

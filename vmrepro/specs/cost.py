@@ -33,9 +33,8 @@ def scans(spec: ModelSpec) -> int:
 
 
 def _patch_values(spec: ModelSpec) -> int:
-    """Numbers in one patch or tubelet; an image model has no tubelets."""
-    tubelet = 1 if spec.num_frames is None else spec.kernel_size
-    return spec.in_chans * tubelet * spec.patch_size**2
+    """Numbers in one patch or tubelet."""
+    return spec.in_chans * spec.kernel_size * spec.patch_size**2
 
 
 def parameters(spec: ModelSpec) -> int:

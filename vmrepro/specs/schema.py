@@ -61,7 +61,7 @@ class ModelSpec:
     in_chans: int = 3
     num_classes: int = 1000  # 0: no classifier, the model gives the class token
     num_frames: int | None = None
-    kernel_size: int = 1  # tubelet length in frames
+    kernel_size: int = 1  # tubelet length in frames; 1 for an image
     scan: str = "spatial_first"  # one of SCANS
     d_state: int = 16
     d_conv: int = 4
@@ -110,6 +110,11 @@ class ModelSpec:
         _require(
             min(height, width) >= self.patch_size,
             f"ModelSpec.img_size {self.img_size!r} is smaller than one patch of {self.patch_size} pixels",
+        )
+        _require(
+            self.num_frames is not None or self.kernel_size == 1,
+            f"ModelSpec.kernel_size {self.kernel_size} is a tubelet of several frames, and an image model (num_frames=None) "
+            "takes one: give num_frames, or kernel_size=1",
         )
         _require(
             self.num_frames is None or self.num_frames % self.kernel_size == 0,
