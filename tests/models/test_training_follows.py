@@ -25,12 +25,10 @@ STEPS, WINDOW = 200, 20
 class Small(NamedTuple):
     depth: int
     width: int
-    batch: int
-    rate: float
     nudged: int  # other starts of the definition
 
 
-SMALL = {"cpu": Small(2, 16, 24, 5e-3, 2), "cuda": Small(6, 192, 32, 1e-3, 3)}
+SMALL = {"cpu": Small(2, 48, 2), "cuda": Small(6, 192, 3)}
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CASES = [
     ("numba", "cpu", False),
@@ -54,9 +52,9 @@ def train(losses_of, parameters: list[Tensor], device: str, half: bool) -> tuple
     and parameters without copies.
     """
     batches = data.build(DataSpec(name="digits", img_size=8, num_classes=10), 0, torch.device("cpu"))
-    optimiser = torch.optim.AdamW(parameters, lr=SMALL[device].rate)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
     losses, norms = [], []
-    stream = itertools.chain.from_iterable(batches.train_batches(epoch, SMALL[device].batch) for epoch in itertools.count())
+    stream = itertools.chain.from_iterable(batches.train_batches(epoch, 32) for epoch in itertools.count())
     for x, y in itertools.islice(stream, STEPS):
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = losses_of(x.to(device), y.to(device))
@@ -104,8 +102,12 @@ def test_training_follows_the_definition(backend, device, half):
     # Rounding grows step by step; where the losses part early, something else differs.
     early = 5e-2 if half else 1e-4
     assert (ours[0] - plain)[:WINDOW].abs().max() < early
-    means = (ours[0] - plain).view(-1, WINDOW).mean(1).abs()
-    assert half or means[:5].max() < early
+    smooth = F.avg_pool1d(torch.cat([ours, curves])[:, None], WINDOW, 1)[:, 0]
+    drift, nudged = (smooth[0] - smooth[1]).abs(), (smooth[2:] - smooth[1]).abs().amax(0).cummax(0).values
+    assert half or drift[: 100 - WINDOW + 1].max() < early
+    late = 0.15 if half else 0.05
+    # On a GPU in float32 the definition itself goes farther at the end, where only the yardstick below says something.
+    assert (drift[nudged <= late] if device == "cuda" and not half else drift).max() < late
 
     # With another start, another backend that is right went up to 2.4 times as far as the farthest of three nudged definitions
     # had gone until then (H100, both types). To that come a few roundings of a loss.

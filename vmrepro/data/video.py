@@ -200,8 +200,8 @@ class Videos:
     each video ``augment.repeats`` clips are made of the same frames, differently augmented, next to each other in the batch
     (released: --num_sample); sizes count clips, not videos. ``lost`` holds the training videos that this process could not
     read, with the reason: the next readable one of the list takes the place, with a warning once a file; beyond 1 % of the
-    list the run stops with RuntimeError. Only the lists ``splits`` are read; batches of
-    another are a KeyError. FileNotFoundError and ValueError as :func:`read_lists` raises them.
+    list the run stops with RuntimeError. Only the lists ``splits`` are read; batches of another are a KeyError.
+    FileNotFoundError and ValueError as :func:`read_lists` raises them.
     """
 
     def __init__(
