@@ -121,13 +121,17 @@ def _views(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    for figure, members in catalog.FIGURES.items():
-        print(figure)
-        for experiment in members(arguments.tier):
-            print(f"  {experiment.id:<26}{' '.join(experiment.reproduces)}")
+    figures = {
+        figure: [(experiment.id, " ".join(experiment.reproduces)) for experiment in members(arguments.tier)]
+        for figure, members in catalog.FIGURES.items()
+    }
     for figure, measurements in efficiency.FIGURES.items():
-        count = len(measurements(arguments.tier))
-        print(f"{figure}\n  {f'{count} measurements':<26}{' '.join(efficiency.CLAIMS[figure])}")
+        figures[figure] = [(f"{len(measurements(arguments.tier))} measurements", " ".join(efficiency.CLAIMS[figure]))]
+    widest = max(len(name) for rows in figures.values() for name, _ in rows)
+    for figure, rows in figures.items():
+        print(figure)
+        for name, claims in rows:
+            print(f"  {name:<{widest}}  {claims}".rstrip())
     return 0
 
 
