@@ -1,6 +1,6 @@
 # make reproduce   every notebook at smoke size in a process of its own, and the figures they draw
 # make test        what CI runs: lint, then tests/, then the committed notebooks against their outputs
-# make prove       builds the image, starts docker-compose.yml and checks what runs in it (four minutes)
+# make prove       builds the image, starts docker-compose.yml and checks what runs in it (200 s)
 # PYTHON=/path/to/python makes .venv with that Python; it must be 3.11 or newer.
 READY := .venv/.installed
 
