@@ -26,9 +26,11 @@ using std::min;
 typedef unsigned short u16;
 typedef unsigned int u32;
 struct Dim { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 static Dim threadIdx, blockIdx, gridDim, blockDim;
@@ -216,13 +218,14 @@ static u32 board[32][32][8];
 inline u32 *mine() { return board[running / 32][running % 32]; }
 inline u32 *lane_of(unsigned lane) { return board[running / 32][lane]; }
 
-inline float shuffle_xor(float x, int mask) {
+inline float shuffle(float x, int lane) {
     mine()[0] = __float_as_uint(x);
     __syncwarp();
-    float y = __uint_as_float(lane_of((running % 32) ^ mask)[0]);
+    float y = __uint_as_float(lane_of(lane)[0]);
     __syncwarp();
     return y;
 }
+inline float shuffle_xor(float x, int mask) { return shuffle(x, (running % 32) ^ mask); }
 
 inline void load_matrices_transposed(u32 (&a)[4], const void *row) {
     std::memcpy(mine(), &row, sizeof row);
@@ -255,5 +258,17 @@ inline void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
             c[i] += bf16_to_float(left >> (k % 2 * 16)) * bf16_to_float(right >> (k % 2 * 16));
         }
     }
+    __syncwarp();
+}
+
+inline float tf32(u32 bits) { return __uint_as_float(bits & 0xffffe000u); }
+
+inline void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) {
+    u32 *own = mine();
+    std::memcpy(own, a, sizeof a);
+    __syncwarp();
+    unsigned lane = running % 32;
+    for (int i = 0; i < 4; ++i)
+        for (unsigned k = 0; k < 4; ++k) c[i] += tf32(lane_of(lane / 4 * 4 + k)[i / 2]) * tf32(__float_as_uint(b0));
     __syncwarp();
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.ops.cuda_emulator import emulated, needs_compiler
-from tests.ops.oracle import judge
+from tests.ops.oracle import judge, rms_error
 from vmrepro.ops import add_rms_norm, bidirectional_conv, causal_conv1d, cuda
 from vmrepro.ops.cuda import fused
 
@@ -45,6 +45,48 @@ def test_both_convolutions(emulator, monkeypatch, length, channels, width, dtype
     inputs = conv_inputs(length, channels, width, dtype)
     judge(cuda.bidirectional_conv, lambda **x: bidirectional_conv(**x, backend="reference"), inputs, dtype, "cpu")
     assert emulator.launched[-2:] == ["conv_forward", "conv_backward"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "first", "dtype", "pack"), [(6, 8, torch.bfloat16, 2), (6, 7, torch.bfloat16, 1), (7, 6, torch.float32, 1)]
+)
+def test_results_in_wider_rows(emulator, monkeypatch, channels, first, dtype, pack):
+    """The results lie from channel ``first`` on; what lies beside them stays. Pairs of channels only where all are aligned."""
+    packs = []
+    launch = fused.driver.launch
+    spy = lambda files, kernel, macros, *rest: packs.append(dict(macros)["PACK"]) or launch(files, kernel, macros, *rest)  # noqa: E731
+    monkeypatch.setattr(fused.driver, "launch", spy)
+    x, *taps = conv_inputs(LARGEST + 5, channels, 4, dtype).values()
+    dout = [torch.randn(x.shape).to(dtype) for _ in "fb"]
+    wide = [torch.full((*x.shape[:2], 14), 3.0, dtype=dtype) for _ in range(3)]
+    *us, dx = [t[..., first : first + channels] for t in wide]
+    fused.conv_into(*us, x, taps)
+    parts = fused.conv_backward_into(dx, dout, x, taps)
+    assert packs == [pack, pack]
+    plain = fused.conv_backward(*dout, x, *taps)
+    assert all(torch.equal(ours, u) for ours, u in zip(us, fused.conv_forward(x, *taps), strict=True))
+    assert torch.equal(dx, plain[0])
+    assert torch.equal(parts.sum(0), plain[1])
+    for t in wide:
+        t[..., first : first + channels] = 3
+        assert (t == 3).all()
+
+
+@pytest.mark.parametrize(("length", "channels", "width", "product"), [(1, 128, 4, 48), (70, 256, 4, 40), (133, 128, 2, 56)])
+@pytest.mark.parametrize("enough", [0, 1 << 30])
+def test_a_product_added_to_the_gradients(emulator, monkeypatch, length, channels, width, product, enough):
+    """Against the same with the product added before, in float32: nothing but the results is rounded there."""
+    monkeypatch.setattr(fused, "CONV_ENOUGH", enough)
+    x, *taps = conv_inputs(length, channels, width, torch.bfloat16).values()
+    rng = torch.Generator().manual_seed(length)
+    draw = lambda *shape: torch.randn(*shape, generator=rng).bfloat16()  # noqa: E731
+    dout, left = ([draw(*x.shape[:2], n) for _ in "fb"] for n in (channels, product))
+    right, dx = [draw(product, channels) / 8 for _ in "fb"], torch.full_like(x, torch.nan)
+    parts = fused.conv_backward_into(dx, dout, x, taps, left, right)
+    total = [(d.double() + a.double() @ b.double()).float() for d, a, b in zip(dout, left, right, strict=True)]
+    exact_dx, exact = fused.conv_backward(*total, x.float(), *taps)
+    assert rms_error(dx, exact_dx.double()) < 4e-3
+    assert rms_error(parts.sum(0), exact.double()) < 3e-3
 
 
 @pytest.mark.parametrize("reverse", [False, True])

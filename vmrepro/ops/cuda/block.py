@@ -1,8 +1,9 @@
 """A whole block, add, norm and two-way mixer, as one torch operator: what keeps its memory small and its products aligned.
 
-Letters as in ``vmrepro.models.blocks``. Without gradients the sequences go through in two slices that fill the GPU, so that what
-lies between input and output projection exists for one slice only. With gradients the residual stream, the sum before the gate
-and the saved states are kept; everything else is computed again in the backward pass.
+Letters as in ``vmrepro.models.blocks``. The norm's weight is packed into in_proj, which takes the plain normalised rows, xhat.
+Without gradients the sequences go through in two slices that fill the GPU, so that what lies between input and output projection
+exists for one slice only. With gradients xhat, the products of x_proj, the sum before the gate and the saved states are kept;
+everything else is computed again in the backward pass.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch.nn import functional
 from vmrepro.ops.cuda import driver, fused, scan
 from vmrepro.ops.cuda.layout import IO, STATES, pass_times
 from vmrepro.ops.cuda.operators import differentiable, operator
+from vmrepro.ops.cuda.products import step_gradients, step_logits
 from vmrepro.ops.cuda.weights import PER_WAY, Weights, small_gradients
 
 SMALLEST_SLICE = 32_768  # tokens; below it, launches would show
@@ -28,18 +30,27 @@ def takes(hidden: Tensor, residual: Tensor | None, dtype: torch.dtype, way: tupl
 
 
 def _scan_inputs(
-    normed: Tensor, weights: Weights, A: Tensor, ways: list[Tensor]
-) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-    """(what both scans read, x, z, the products of x_proj) of sequences (batch, length, d)."""
-    x, z = functional.linear(normed, weights.in_proj).chunk(2, dim=-1)
-    pair = fused.conv_forward(x, *(way[i] for way in _each(ways) for i in (0, 1)))
-    inputs, products = [], []
-    for u, way, A_, x_proj, dt_proj in zip(pair, _each(ways), A, weights.x_proj, weights.dt_proj, strict=True):
-        product = functional.linear(u, x_proj)
-        step, B, C = product.split((weights.filled, weights.state, weights.state), dim=-1)
-        inputs += [u, functional.linear(step, dt_proj), A_, B, C, way[6], way[4]]
-        products.append(product)
-    return inputs, x, z, products
+    pair: tuple[Tensor, Tensor], products: list[Tensor], weights: Weights, A: Tensor, ways: list[Tensor]
+) -> list[Tensor]:
+    """What both scans read, from u (batch, length, di) and its product with x_proj."""
+    parts = [product.split((weights.filled, weights.state, weights.state), dim=-1) for product in products]
+    deltas, inputs = step_logits([steps for steps, _, _ in parts], weights.dt_proj), []
+    for u, delta, way, A_, (_, B, C) in zip(pair, deltas, _each(ways), A, parts, strict=True):
+        inputs += [u, delta, A_, B, C, way[6], way[4]]
+    return inputs
+
+
+def _forward_inputs(xhat: Tensor, weights: Weights, A: Tensor, ways: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """(``_scan_inputs``, z, the products of x_proj) of normalised rows (batch, length, d)."""
+    x, z = functional.linear(xhat, weights.in_proj).chunk(2, dim=-1)
+    pair = fused.conv_forward(x, *_taps(ways))
+    products = [functional.linear(u, x_proj) for u, x_proj in zip(pair, weights.x_proj, strict=True)]
+    return _scan_inputs(pair, products, weights, A, ways), z, products
+
+
+def _taps(ways: list[Tensor]) -> list[Tensor]:
+    """Weight and bias of the convolution of each direction."""
+    return [way[i] for way in _each(ways) for i in (0, 1)]
 
 
 def _each(ways: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -71,18 +82,18 @@ def _infer(
     ways: list[Tensor],
 ) -> None:
     """Fills mixed, which may be hidden, and the stream, which may be the residual, where that is wanted."""
-    weights, A = Weights.pack(in_proj, out_proj, ways, mixed.dtype)
+    weights, A = Weights.pack(norm_weight, in_proj, out_proj, ways, mixed.dtype)
     sizes = _slices(*hidden.shape[:2], out_proj.shape[1], hidden.device)
     columns = [(None,) * len(sizes) if t is None else t.split(sizes) for t in (stream, hidden, residual, mixed)]
     for tensors in zip(*columns, strict=True):
-        _mix(*tensors, norm_weight, eps, weights, A, ways)
+        _mix(*tensors, eps, weights, A, ways)
 
 
-def _mix(stream, hidden, residual, mixed, norm_weight, eps, weights: Weights, A: Tensor, ways: list[Tensor]) -> None:
+def _mix(stream, hidden, residual, mixed, eps, weights: Weights, A: Tensor, ways: list[Tensor]) -> None:
     """``_infer`` for a slice; a function of its own, so that what a slice needs ends with it."""
-    normed = fused.norm_into(stream, hidden, residual, norm_weight, eps)[0].to(mixed.dtype)
-    inputs, _, z, _ = _scan_inputs(normed, weights, A, ways)
-    del normed
+    xhat = fused.norm_into(stream, hidden, residual, eps)[0].to(mixed.dtype)
+    inputs, z, _ = _forward_inputs(xhat, weights, A, ways)
+    del xhat
     y = scan.scan_forward(inputs, z, True, False, False, False)[0]
     torch.mm(_rows(y), weights.out_proj.t(), out=_rows(mixed))
 
@@ -126,12 +137,14 @@ def _forward_shapes(hidden, residual, keep, norm_weight, eps, in_proj, out_proj,
     batch, length, width = hidden.shape
     inner, (state, rank) = out_proj.shape[1], (ways[5].shape[1], ways[3].shape[1])
     stream = torch.empty_like(hidden, dtype=torch.float32)
-    u = hidden.new_empty((batch, length, inner), dtype=dtype)
+    mixed, xhat = (torch.empty_like(hidden, dtype=dtype) for _ in range(2))
+    u = xhat.new_empty((batch, length, inner))
     inputs = [u, u, ways[5], u, u, ways[6], ways[4]] * 2
     ungated, states, _ = scan.room_to_save(inputs, u, True, False)
-    packed = hidden.new_empty(Weights.size(width, inner, state, rank), dtype=dtype)
+    weights = Weights(xhat.new_empty(Weights.size(width, inner, state, rank)), width, inner, state, rank)
+    products = [u.new_empty((batch, length, len(x_proj))) for x_proj in weights.x_proj]
     A = stream.new_empty((2, inner, state))
-    return torch.empty_like(hidden, dtype=dtype), stream, stream.new_empty((batch, length)), ungated, states, packed, A
+    return mixed, stream, xhat, stream.new_empty((batch, length)), *products, ungated, states, weights.packed, A
 
 
 @operator(fake=_forward_shapes)
@@ -145,36 +158,44 @@ def block_forward(
     out_proj: Tensor,
     ways: list[Tensor],
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mixed tokens in ``dtype``, the stream in float32, and for the backward pass scale, ungated sum, states, weights, A)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mixed tokens in ``dtype``, the stream in float32, and what the backward pass reads).
+
+    That is xhat and its scale, the products of x_proj of each direction, the ungated sum, the states, the packed weights, A.
+    """
     stream = torch.empty_like(hidden, dtype=torch.float32)
-    normed, scale = fused.norm_into(stream, hidden, residual, norm_weight, eps, keep)
-    weights, A = Weights.pack(in_proj, out_proj, ways, dtype)
-    inputs, _, z, _ = _scan_inputs(normed.to(dtype), weights, A, ways)
+    xhat, scale = fused.norm_into(stream, hidden, residual, eps, keep=keep)
+    xhat = xhat.to(dtype)
+    weights, A = Weights.pack(norm_weight, in_proj, out_proj, ways, dtype)
+    inputs, z, products = _forward_inputs(xhat, weights, A, ways)
     y, ungated, states, _ = scan.scan_forward(inputs, z, True, False, True, False)
-    return functional.linear(y, weights.out_proj), stream, scale, ungated, states, weights.packed, A
+    return functional.linear(y, weights.out_proj), stream, xhat, scale, *products, ungated, states, weights.packed, A
 
 
-def _backward_shapes(dmixed, dstream, stream, scale, ungated, states, packed, A, keep, norm_weight, ways, hidden_dtype, two):
-    inner, width = ungated.shape[2], stream.shape[2]
-    matrices = [stream.new_empty((2 * inner, width)), stream.new_empty((width, inner))]
+def _backward_shapes(
+    dmixed, dstream, xhat, scale, product_f, product_b, ungated, states, packed, A, keep, norm_weight, in_proj, ways, dtype, two
+):
+    matrices = [torch.empty_like(in_proj), in_proj.new_empty((xhat.shape[2], ungated.shape[2]))]
     of_ways = [torch.empty_like(t) for t in ways]
-    dhidden = torch.empty_like(stream, dtype=hidden_dtype)
-    return [dhidden, stream.new_empty(stream.shape if two else 0), torch.empty_like(norm_weight), *matrices, *of_ways]
+    dhidden, dresidual = torch.empty_like(xhat, dtype=dtype), scale.new_empty(xhat.shape if two else 0)
+    return [dhidden, dresidual, torch.empty_like(norm_weight), *matrices, *of_ways]
 
 
 @operator(fake=_backward_shapes)
 def block_backward(
     dmixed: Tensor,
     dstream: Tensor | None,
-    stream: Tensor,
+    xhat: Tensor,
     scale: Tensor,
+    product_f: Tensor,
+    product_b: Tensor,
     ungated: Tensor,
     states: Tensor,
     packed: Tensor,
     A: Tensor,
     keep: Tensor | None,
     norm_weight: Tensor,
+    in_proj: Tensor,
     ways: list[Tensor],
     hidden_dtype: torch.dtype,
     two: bool,
@@ -183,15 +204,20 @@ def block_backward(
 
     Those of parameters come in float32, the matrices' rounded to the type of the products.
     """
-    inner, width, state, rank = ungated.shape[2], stream.shape[2], ways[5].shape[1], ways[3].shape[1]
-    weights = Weights(packed, width, inner, state, rank)
+    inner, width, state, rank = ungated.shape[2], xhat.shape[2], ways[5].shape[1], ways[3].shape[1]
+    weights, products = Weights(packed, width, inner, state, rank), [product_f, product_b]
     gradients = weights.like()
-    inputs, x, z, products = _scan_inputs(fused.norm_again(stream, scale, norm_weight, packed.dtype), weights, A, ways)
+    xz = functional.linear(xhat, weights.in_proj)
+    dxz = torch.empty_like(xz)
+    (x, z), (dx, dz) = (both.chunk(2, dim=-1) for both in (xz, dxz))
     gated = torch.empty_like(ungated)
-    # The gradient of z takes the place of z, and further down those of the deltas take theirs: nothing reads them afterwards.
-    dy, dz = scan.gate_backward(dmixed @ weights.out_proj, z, ungated, z, gated)
+    dy, _ = scan.gate_backward(dmixed @ weights.out_proj, z, ungated, dz, gated)
     _outer(dmixed, gated, gradients.out_proj)
     del gated
+    # To save memory u lies where z was, and where dx comes, which is written once nothing reads u any more. Further down, the
+    # gradients of the deltas lie where the deltas were.
+    fused.conv_into(dx, z, x, _taps(ways))
+    inputs = _scan_inputs((dx, z), products, weights, A, ways)
     deltas = inputs[1 :: scan.PER_DIRECTION]
     dus = [torch.empty_like(dy) for _ in deltas]
     streams = [dus[0], deltas[0], dus[1], deltas[1]]
@@ -199,23 +225,20 @@ def block_backward(
     sums = [dproduct[..., weights.filled :] for dproduct in dproducts]
     scan_parts = scan.scan_backward_into(streams, sums, dy, None, inputs, states, True, False)
     del dy, sums
-    for i, (du, ddelta, product, dproduct) in enumerate(zip(dus, deltas, products, dproducts, strict=True)):
-        torch.mm(_rows(ddelta), weights.dt_proj[i], out=_rows(dproduct)[:, : weights.filled])
-        _outer(dproduct, inputs[i * scan.PER_DIRECTION], gradients.x_proj[i])
-        _outer(ddelta, product[..., : weights.filled], gradients.dt_proj[i])
-        _rows(du).addmm_(_rows(dproduct), weights.x_proj[i])
-    del inputs, deltas, streams, ddelta, product, products, dproduct, dproducts
-    dx, conv_parts = fused.conv_backward_parts(dus, x, [way[i] for way in _each(ways) for i in (0, 1)])
-    del x, dus
-    dnormed = (_rows(dx) @ weights.in_proj[:inner]).addmm_(_rows(dz), weights.in_proj[inner:]).view(stream.shape)
-    normed = fused.norm_again(stream, scale, norm_weight, packed.dtype)
-    _outer(dx, normed, gradients.in_proj[:inner])
-    _outer(dz, normed, gradients.in_proj[inner:])
-    dnormed = dnormed.to(hidden_dtype)
-    dhidden, dresidual, norm_parts = fused.norm_backward_parts(dnormed, dstream, stream, scale, norm_weight, two, keep)
-    din_proj, dout_proj, *matrices = gradients.unpack()
-    small, dweight = small_gradients(scan_parts, conv_parts, norm_parts, A)
-    of_ways = [[*of_way[:2], *matrices[2 * i : 2 * i + 2], *of_way[2:]] for i, of_way in enumerate(small)]
+    steps, dsteps = ([t[..., : weights.filled] for t in both] for both in (products, dproducts))
+    step_parts = step_gradients(deltas, steps, weights.dt_proj, dsteps)[:, :, :rank]
+    for u, dproduct, dx_proj in zip(inputs[:: scan.PER_DIRECTION], dproducts, gradients.x_proj, strict=True):
+        _outer(dproduct, u, dx_proj)
+    del inputs, deltas, streams, u, dproduct, dsteps
+    conv_parts = fused.conv_backward_into(dx, dus, x, _taps(ways), dproducts, weights.x_proj)
+    del xz, x, z, dus, dproducts
+    dxhat = (dxz @ weights.in_proj).to(hidden_dtype)
+    _outer(dxz, xhat, gradients.in_proj)
+    del dx, dz, dxz
+    dhidden, dresidual = fused.norm_gradients(dxhat, dstream, scale, two, normed=xhat.to(hidden_dtype), keep=keep)
+    (din_proj, dout_proj, *dx_proj), norm_parts = gradients.unpack(norm_weight, in_proj)
+    small, dweight = small_gradients(scan_parts, conv_parts, step_parts, norm_parts, A)
+    of_ways = [[*of_way[:2], matrix, *of_way[2:]] for matrix, of_way in zip(dx_proj, small, strict=True)]
     return [dhidden, dresidual, dweight, din_proj, dout_proj, *(t for of_way in of_ways for t in of_way)]
 
 
@@ -229,18 +252,17 @@ def _outer(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _setup(ctx, inputs, output):
-    hidden, residual, keep, norm_weight, _, _, _, ways, _ = inputs
+    hidden, residual, keep, norm_weight, _, in_proj, _, ways, _ = inputs
     ctx.hidden_dtype, ctx.two = hidden.dtype, residual is not None
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:], keep, norm_weight, *ways)
+    ctx.save_for_backward(*output[2:], keep, norm_weight, in_proj, *ways)
 
 
 def _backward(ctx, dmixed, dstream, *_unused):
-    stream, scale, ungated, states, packed, A, keep, norm_weight, *ways = ctx.saved_tensors
-    dmixed = stream.new_zeros(stream.shape, dtype=packed.dtype) if dmixed is None else dmixed.contiguous()
+    saved, ways = ctx.saved_tensors[: -2 * PER_WAY], list(ctx.saved_tensors[-2 * PER_WAY :])
+    dmixed = torch.zeros_like(saved[0]) if dmixed is None else dmixed.contiguous()
     dstream = None if dstream is None else dstream.contiguous()
-    saved = (stream, scale, ungated, states, packed, A, keep, norm_weight, ways, ctx.hidden_dtype, ctx.two)
-    dhidden, dresidual, dweight, *gradients = block_backward(dmixed, dstream, *saved)
+    dhidden, dresidual, dweight, *gradients = block_backward(dmixed, dstream, *saved, ways, ctx.hidden_dtype, ctx.two)
     return dhidden, dresidual if ctx.two else None, None, dweight, None, *gradients[:2], gradients[2:], None
 
 

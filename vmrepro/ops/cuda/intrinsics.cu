@@ -79,6 +79,13 @@ INLINE void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same for a (16, 4) and b (4, 8), all of whose numbers are b0, in tf32: of each number the upper 19 bits count.
+INLINE void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) {
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b0)));
+}
+
 // The given number of threads, a multiple of 32, that call it with the same id, which is not 0; wherever in the code each calls it.
 INLINE void group_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 

@@ -13,8 +13,8 @@ STATES = (8, 16, 32, 64)
 MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
 BLOCK_TIMES = {128: (0.339, 0.619), 64: (0.240, 0.370, 0.540, 0.712)}
-SOURCES = 96  # bytes that a block of the backward pass keeps on where its operands and results lie
-GROUP = 4  # steps of the forward pass whose step sizes are computed together
+SOURCES, PICKS = 96, 256  # bytes of where a block of the backward pass finds its operands and results, and of what it sums with
+GROUP = {64: 2, 128: 4}  # steps of the forward pass whose step sizes are computed together, by channels of a block
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
 
@@ -47,7 +47,7 @@ class BackwardArgs(ctypes.Structure):
     _fields_ = (
         ("direction", Direction * 2),
         ("gradient", Gradients * 2),
-        *_fields(Pointer, "dy states carry projections parameters"),
+        *_fields(Pointer, "dy states carry projections parameters earlier"),
         *_fields(Int, "batch length channels directions reverse split"),
     )
 
@@ -127,15 +127,20 @@ class Config:
         return 3 if self.matrix_units else 1
 
     def shared(self, tiles: int) -> int:
-        """Bytes of two buffers, each of ``tiles`` tiles (segment, lanes) and B and C in float32, and of B and C as they come."""
+        """Bytes of two buffers, each of ``tiles`` tiles (segment, lanes), and B and C in float32; and of B and C as they come."""
         item, projections = self.dtype.itemsize, 2 * self.state
         return self.segment * (2 * (tiles * self.lanes * item + projections * 4) + projections * item)
 
     @property
     def backward_shared(self) -> int:
         """Bytes of BackwardShared in scan_backward.cu."""
-        slot, dtu = (self.state * 2, 0) if self.matrix_units else ((self.state + 1) * 4, self.chunk * 4)
-        return self.shared(3) + SOURCES + self.lanes * (self.segment * 4 + dtu + (self.chunk + 1) * slot)
+        slot, more = (self.state * 2, PICKS) if self.matrix_units else ((self.state + 1) * 4, self.lanes * self.chunk * 4)
+        return self.shared(3) + SOURCES + more + self.lanes * (self.segment * 4 + (self.chunk + 1) * slot)
+
+    @property
+    def earlier_states(self) -> int:
+        """Numbers that a block of the backward pass keeps in global memory: the states before the last chunk of a segment."""
+        return (MERGE - 1) * self.chunk * self.lanes * self.state
 
 
 _config = cache(Config)

@@ -1,29 +1,30 @@
-// Residual sum and RMSNorm in one reading: stream = residual + hidden, normed = stream * scale * weight with
-// scale = 1 / sqrt(mean(stream^2) + eps). With v = weight * dnormed, the gradient of the stream is
+// Residual sum and RMSNorm in one reading: stream = residual + hidden, xhat = stream * scale with
+// scale = 1 / sqrt(mean(stream^2) + eps), normed = xhat * weight. With v = weight * dnormed, the gradient of the stream is
 //
-//     scale * (v - xhat * mean(v * xhat)) + dstream      where xhat = stream * scale
+//     scale * (v - xhat * mean(v * xhat)) + dstream
 //
 // Hidden may be scaled, sample by sample, before it is added: stochastic depth.
 //
-// Compile-time: IO, PIECES of 128 channels in a row, QUADS 1 where a lane takes four neighbouring channels, else strided ones.
-// A warp takes a row; WARPS warps a block.
+// Compile-time: IO, PIECES of 128 channels in a row, QUADS 1 where a lane takes four neighbouring channels, else strided ones;
+// WEIGHTED 1 where the weight is the norm's affair, and the backward pass reads the stream, 0 where the product that follows has
+// it: then normed is xhat, which the backward pass reads instead. A warp takes a row; WARPS warps a block.
 
 #define WARPS 8
 
 struct NormArgs {
     const io_t *hidden;     // (rows, channels)
     const float *residual;  // (rows, channels) or null
-    const float *weight;    // (channels)
+    const float *weight;    // (channels), only if WEIGHTED
     const float *keep;      // (samples): factor of hidden, or null for 1
     i64 sample_rows;        // rows of a sample
-    io_t *normed;
+    io_t *normed;           // (rows, channels)
     float *stream;  // (rows, channels), or null where it is hidden unchanged
     float *scale;   // (rows)
     const io_t *dnormed;   // backward only, as all below
     const float *dstream;  // (rows, channels) or null
     io_t *dhidden;
     float *dresidual;  // or null
-    float *dweight;    // (blocks, channels): parts
+    float *dweight;    // (blocks, channels): parts, only if WEIGHTED
     i64 rows;
     float eps;
     int channels;
@@ -99,28 +100,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_forward(const __gr
             squares += x[piece][k] * x[piece][k];
         }
     if (p.stream) store_row(p.stream + at, x, p.channels, lane);
-    load_row(other, p.weight, p.channels, lane);
+    if (WEIGHTED) load_row(other, p.weight, p.channels, lane);
     float scale = rsqrtf(warp_sum(squares) / p.channels + p.eps);
     if (lane == 0) p.scale[row] = scale;
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) x[piece][k] *= scale * other[piece][k];
-    store_row(p.normed + at, x, p.channels, lane);
-}
-
-// normed once more, from what the forward pass left.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_again(const __grid_constant__ NormArgs p) {
-    int lane = threadIdx.x % 32;
-    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32, at = row * p.channels;
-    if (row >= p.rows) return;
-    float x[PIECES][4], weight[PIECES][4], scale = p.scale[row];
-    load_row(x, p.stream + at, p.channels, lane);
-    load_row(weight, p.weight, p.channels, lane);
-#pragma unroll
-    for (int piece = 0; piece < PIECES; ++piece)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) x[piece][k] *= scale * weight[piece][k];
+        for (int k = 0; k < 4; ++k) x[piece][k] *= WEIGHTED ? scale * other[piece][k] : scale;
     store_row(p.normed + at, x, p.channels, lane);
 }
 
@@ -129,19 +115,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_backward(const __g
     float *parts = (float *)shared;  // (WARPS, channels)
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float weight[PIECES][4], dweight[PIECES][4] = {};
-    load_row(weight, p.weight, p.channels, lane);
+    if (WEIGHTED) load_row(weight, p.weight, p.channels, lane);
     for (i64 row = (i64)blockIdx.x * WARPS + warp; row < p.rows; row += (i64)gridDim.x * WARPS) {
         i64 at = row * p.channels;
         float x[PIECES][4], d[PIECES][4], scale = p.scale[row], product = 0.f;
-        load_row(x, p.stream + at, p.channels, lane);
+        if (WEIGHTED) load_row(x, p.stream + at, p.channels, lane);
+        else load_row(x, p.normed + at, p.channels, lane);
         load_row(d, p.dnormed + at, p.channels, lane);
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece)
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                x[piece][k] *= scale;
-                dweight[piece][k] += d[piece][k] * x[piece][k];
-                d[piece][k] *= weight[piece][k];
+                if (WEIGHTED) {
+                    x[piece][k] *= scale;
+                    dweight[piece][k] += d[piece][k] * x[piece][k];
+                    d[piece][k] *= weight[piece][k];
+                }
                 product += d[piece][k] * x[piece][k];
             }
         product = warp_sum(product) / p.channels;
@@ -166,6 +155,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) norm_backward(const __g
         }
         store_row(p.dhidden + at, d, p.channels, lane);
     }
+    if (!WEIGHTED) return;
     store_row(parts + warp * p.channels, dweight, p.channels, lane);
     __syncthreads();
     for (int c = threadIdx.x; c < p.channels; c += 32 * WARPS) {

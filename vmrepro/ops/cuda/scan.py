@@ -5,6 +5,7 @@ A, B, C, D, delta_bias. The first direction runs forward in time unless ``revers
 """
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from vmrepro.ops.cuda.layout import (
 from vmrepro.ops.cuda.operators import differentiable, operator
 
 THREADS = 256  # of the elementwise kernels
+BEFORE = {"gate.cu": (), "join.cu": (), "scan_backward.cu": ("scan_common.cu", "channel_sums.cu")}  # else scan_common.cu
 # A shorter split would spend more on joining than it gains.
 MIN_SPLIT_SEGMENTS = 4
 # Blocks of one direction that keep a multiprocessor busy.
@@ -40,7 +42,7 @@ FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 def _launch(
     file: str, kernel: str, macros, grid: tuple[int, int, int], threads: int, shared: int, args, device: torch.device
 ) -> None:
-    files = ("intrinsics.cu", "io.cu", *(() if file in ("gate.cu", "join.cu") else ("scan_common.cu",)), file)
+    files = ("intrinsics.cu", "io.cu", *BEFORE.get(file, ("scan_common.cu",)), file)
     driver.launch(files, kernel, macros, grid, threads, shared, args, device)
 
 
@@ -82,7 +84,7 @@ def _entering(
     pointers = (_pointer(dy), states.data_ptr(), time.data_ptr())
     args = SummaryArgs(directions(inputs), *pointers, batch, length, channels, ways, reverse, split)
     kernel = "scan_summary" if dy is None else "scan_summary_gradient"
-    grid = (_ceil(channels, config.lanes), batch, ways * parts)
+    grid = (_ceil(channels, config.lanes), batch, ways * (parts - 1))
     _launch("scan_split.cu", kernel, defines(config), grid, config.lanes, config.shared(2), args, u.device)
     backward_in_time = (reverse, True)
     descending = sum(1 << way for way in range(ways) if backward_in_time[way] == (dy is None))
@@ -126,9 +128,15 @@ def scan_forward(
     gate = (None, 0, 0) if z is None else (z.data_ptr(), *z.stride()[:2])
     pointers = (out.data_ptr(), *map(_pointer, (ungated, states, initial, last_state)))
     args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, split)
-    choices = {"DIRECTIONS": ways, "GATE": int(z is not None), "KEEP": int(save), "GROUP": GROUP}
-    macros = defines(config, FORWARD_BLOCKS=config.forward_blocks // ways, **choices)
     shared = ways * config.shared(4)
+    choices = {
+        "DIRECTIONS": ways,
+        "GATE": int(z is not None),
+        "KEEP": int(save),
+        "GROUP": GROUP[config.lanes],
+        "SHARED_BYTES": shared,
+    }
+    macros = defines(config, FORWARD_BLOCKS=config.forward_blocks // ways, **choices)
     _launch("scan_forward.cu", "scan_forward", macros, (blocks, batch, parts), ways * config.lanes, shared, args, u.device)
     return out, ungated, states, last_state
 
@@ -203,9 +211,10 @@ def scan_backward_into(
     sums = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
     parameters = sums.new_empty((parts * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
-    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), sums.data_ptr(), parameters.data_ptr())
-    args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
     grid, shared = (blocks, batch, ways * parts), config.backward_shared
+    earlier = states.new_empty((math.prod(grid), config.earlier_states))
+    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), sums.data_ptr(), parameters.data_ptr(), earlier.data_ptr())
+    args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)
     _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
     targets, rows = (ctypes.c_void_p * 2)(*(t.data_ptr() for t in projections)), batch * length

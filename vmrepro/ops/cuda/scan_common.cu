@@ -11,6 +11,7 @@
 // With bf16 operands and 16 states, saved states are bf16 and the sums over channels run on the tensor cores.
 #define MATRIX_UNITS (STATE == 16 && IO == 0)
 #define SEGMENT (CHUNK * MERGE)
+#define HALF_STATE (STATE / 2)
 
 #if MATRIX_UNITS
 typedef u16 saved_t;
@@ -116,26 +117,14 @@ INLINE void widen_projections(float *table, const io_t *raw, int lane) {
     }
 }
 
+
 INLINE void load_decay_rates(float (&A2)[STATE], const float *A, int channel, bool valid) {
 #pragma unroll
     for (int n = 0; n < STATE; ++n) A2[n] = valid ? A[(i64)channel * STATE + n] * LOG2E : 0.f;
 }
 
-// A state at rest: STATE consecutive numbers of saved_t. In bf16 it is two 16-byte halves; `swap` exchanges them, which keeps
-// neighbouring lanes of shared memory in different banks.
-INLINE void store_state(saved_t *to, const float (&h)[STATE], int swap) {
-#if MATRIX_UNITS
-    uint4 *halves = (uint4 *)to;
-    halves[swap] = make_uint4(floats_to_bf16x2(h[0], h[1]), floats_to_bf16x2(h[2], h[3]), floats_to_bf16x2(h[4], h[5]),
-                              floats_to_bf16x2(h[6], h[7]));
-    halves[swap ^ 1] = make_uint4(floats_to_bf16x2(h[8], h[9]), floats_to_bf16x2(h[10], h[11]), floats_to_bf16x2(h[12], h[13]),
-                                  floats_to_bf16x2(h[14], h[15]));
-#else
-#pragma unroll
-    for (int n = 0; n < STATE; ++n) to[n] = h[n];
-#endif
-}
-
+// A state at rest. In bf16 it is two 16-byte halves, ``gap`` elements apart; ``swap`` exchanges them, which keeps neighbouring lanes of
+// shared memory in different banks.
 struct SavedState {
 #if MATRIX_UNITS
     uint4 half[2];
@@ -144,11 +133,35 @@ struct SavedState {
 #endif
 };
 
-INLINE SavedState fetch_state(const saved_t *from, int swap) {
+INLINE SavedState pack_state(const float (&h)[STATE]) {
     SavedState state;
 #if MATRIX_UNITS
-    state.half[0] = ((const uint4 *)from)[swap];
-    state.half[1] = ((const uint4 *)from)[swap ^ 1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+        state.half[i] = make_uint4(floats_to_bf16x2(h[8 * i], h[8 * i + 1]), floats_to_bf16x2(h[8 * i + 2], h[8 * i + 3]),
+                                   floats_to_bf16x2(h[8 * i + 4], h[8 * i + 5]), floats_to_bf16x2(h[8 * i + 6], h[8 * i + 7]));
+#else
+#pragma unroll
+    for (int n = 0; n < STATE; ++n) state.h[n] = h[n];
+#endif
+    return state;
+}
+
+INLINE void store_state(saved_t *to, const SavedState &state, int swap, int gap) {
+#if MATRIX_UNITS
+    *(uint4 *)(to + swap * gap) = state.half[0];
+    *(uint4 *)(to + (swap ^ 1) * gap) = state.half[1];
+#else
+#pragma unroll
+    for (int n = 0; n < STATE; ++n) to[n] = state.h[n];
+#endif
+}
+
+INLINE SavedState fetch_state(const saved_t *from, int swap, int gap) {
+    SavedState state;
+#if MATRIX_UNITS
+    state.half[0] = *(const uint4 *)(from + swap * gap);
+    state.half[1] = *(const uint4 *)(from + (swap ^ 1) * gap);
 #else
 #pragma unroll
     for (int n = 0; n < STATE; ++n) state.h[n] = from[n];
@@ -171,14 +184,19 @@ INLINE void unpack_state(float (&h)[STATE], const SavedState &state) {
 #endif
 }
 
-// One step of the recurrence, h = exp(dt A) h + dtu B.
-INLINE void advance(float (&h)[STATE], const float (&A2)[STATE], float dt, float dtu, const float *B) {
+// One step of the recurrence, h = decay h + dtu B.
+INLINE void advance(float (&h)[STATE], const float (&decay)[STATE], float dtu, const float *B) {
 #pragma unroll
     for (int n = 0; n < STATE; n += 4) {
         float4 b = *(const float4 *)(B + n);
-        h[n] = exp2_fast(dt * A2[n]) * h[n] + dtu * b.x;
-        h[n + 1] = exp2_fast(dt * A2[n + 1]) * h[n + 1] + dtu * b.y;
-        h[n + 2] = exp2_fast(dt * A2[n + 2]) * h[n + 2] + dtu * b.z;
-        h[n + 3] = exp2_fast(dt * A2[n + 3]) * h[n + 3] + dtu * b.w;
+        h[n] = decay[n] * h[n] + dtu * b.x;
+        h[n + 1] = decay[n + 1] * h[n + 1] + dtu * b.y;
+        h[n + 2] = decay[n + 2] * h[n + 2] + dtu * b.z;
+        h[n + 3] = decay[n + 3] * h[n + 3] + dtu * b.w;
     }
+}
+
+INLINE void decays(float (&decay)[STATE], const float (&A2)[STATE], float dt) {
+#pragma unroll
+    for (int n = 0; n < STATE; ++n) decay[n] = exp2_fast(dt * A2[n]);
 }

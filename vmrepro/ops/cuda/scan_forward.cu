@@ -21,7 +21,8 @@ struct ForwardArgs {
 };
 
 struct Tiles {
-    io_t u[SEGMENT * LANES], delta[SEGMENT * LANES], z[SEGMENT * LANES], other[SEGMENT * LANES];
+    io_t u[SEGMENT * LANES], z[SEGMENT * LANES], other[SEGMENT * LANES];
+    io_t delta[SEGMENT * LANES];
     float projections[SEGMENT * 2 * STATE];
 };
 
@@ -29,6 +30,7 @@ struct ForwardShared {
     Tiles tiles[2];
     io_t raw[SEGMENT * 2 * STATE];
 };
+static_assert(DIRECTIONS * sizeof(ForwardShared) == SHARED_BYTES, "layout.py counts the bytes of ForwardShared otherwise");
 
 struct Channel {
     float h[STATE], A2[STATE];
@@ -39,7 +41,8 @@ struct Channel {
 INLINE io_t *partial_sums(const ForwardArgs &p) { return KEEP && GATE ? p.ungated : p.out; }
 
 template <bool FINAL>
-INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c, Steps steps, int limit, int lane, i64 first) {
+INLINE void forward_segment(const ForwardArgs &p, const ForwardShared &s, int buffer, Channel &c, Steps steps, int limit, int lane, i64 first) {
+    const Tiles &tiles = s.tiles[buffer];
     int time = steps.start;
     i64 out = first + (i64)time * p.channels, stride = (i64)steps.sign * p.channels;
 #pragma unroll 1
@@ -60,8 +63,10 @@ INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c
         for (int i = 0; i < GROUP; ++i, time += steps.sign, out += stride) {
             int cell = (group + i) * LANES + lane;
             const float *B = tiles.projections + (group + i) * 2 * STATE, *C = B + STATE;
-            advance(c.h, c.A2, dt[i], dt[i] * u[i], B);
-            float y = c.D * u[i], y2 = 0.f;
+            float decay[STATE];
+            decays(decay, c.A2, dt[i]);
+            advance(c.h, decay, dt[i] * u[i], B);
+            float y = (FINAL && DIRECTIONS == 2 ? widen(tiles.other[cell]) : 0.f) + c.D * u[i], y2 = 0.f;
 #pragma unroll
             for (int n = 0; n < STATE; n += 4) {
                 float4 g = *(const float4 *)(C + n);
@@ -71,7 +76,6 @@ INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c
                 y2 += c.h[n + 3] * g.w;
             }
             y += y2;
-            if (FINAL && DIRECTIONS == 2) y += widen(tiles.other[cell]);
             if (FINAL && KEEP && GATE) store_if(time < limit, p.ungated + out, narrow(y));
             if (FINAL && GATE) {
                 float z = widen(tiles.z[cell]);
@@ -99,28 +103,26 @@ INLINE void forward_phase(const ForwardArgs &p, ForwardShared &s, Channel &c, in
     i64 out = (i64)at.batch * p.length * p.channels + channel;
     if (count > 0) stage_forward<FINAL>(p, d, s.tiles[0], s.raw, steps_of(segment * SEGMENT, SEGMENT, backward), at);
     for (int round = 0; round < count; ++round, segment += step, buffer ^= 1) {
-        Tiles &tiles = s.tiles[buffer];
         copy_wait();
-        widen_projections<SEGMENT>(tiles.projections, s.raw, at.lane);
+        widen_projections<SEGMENT>(s.tiles[buffer].projections, s.raw, at.lane);
         group_barrier(1 + WAY, LANES);
         if (round + 1 < count)
             stage_forward<FINAL>(p, d, s.tiles[buffer ^ 1], s.raw, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
         if (KEEP && limit > 0) {
             i64 row = ((i64)WAY * p.batch + at.batch) * segments + segment;
-            store_state(p.states + (row * p.channels + channel) * STATE, c.h, 0);
+            store_state(p.states + (row * p.channels + channel) * STATE, pack_state(c.h), 0, HALF_STATE);
         }
-        forward_segment<FINAL>(p, tiles, c, steps_of(segment * SEGMENT, SEGMENT, backward), limit, at.lane, out);
+        Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
+        forward_segment<FINAL>(p, s, buffer, c, steps, limit, at.lane, out);
     }
 }
 
-// One of the two directions, or the only one.
+// What the lane of a direction begins with.
 template <int WAY>
-INLINE void forward_direction(const ForwardArgs &p, ForwardShared &s, const Place &at) {
+INLINE Channel begin_direction(const ForwardArgs &p, ForwardShared &s, const Place &at) {
     const Direction &d = p.direction[WAY];
     int channel = at.first_channel + at.lane;
-    bool backward = WAY == 1 || (DIRECTIONS == 1 && p.reverse), inside = channel < p.channels;
-    int limit = inside ? p.length : 0;  // a lane without a channel takes no steps and writes nothing
-
+    bool inside = channel < p.channels;
     Channel c;
     load_decay_rates(c.A2, d.A, channel, inside);
     c.D = inside ? d.D[channel] : 0.f;
@@ -128,28 +130,32 @@ INLINE void forward_direction(const ForwardArgs &p, ForwardShared &s, const Plac
     const float *initial = p.initial + (((i64)WAY * gridDim.z + blockIdx.z) * p.batch + at.batch) * p.channels * STATE;
 #pragma unroll
     for (int n = 0; n < STATE; ++n) c.h[n] = p.initial && inside ? initial[(i64)channel * STATE + n] : 0.f;
-
-    int segments = (p.length + SEGMENT - 1) / SEGMENT, begin = blockIdx.z * p.split, end = min(begin + p.split, segments);
-#if DIRECTIONS == 2
-    int middle = begin + (end - begin + 1) / 2, half = middle - begin, rest = end - middle;
-    forward_phase<WAY, false>(p, s, c, backward ? end - 1 : begin, backward ? rest : half, backward, limit, at);
-    // What the other threads of this block wrote is read from here on.
-    __threadfence();
-    group_barrier(1 + DIRECTIONS, DIRECTIONS * LANES);
-    forward_phase<WAY, true>(p, s, c, backward ? middle - 1 : middle, backward ? half : rest, backward, limit, at);
-#else
-    forward_phase<WAY, true>(p, s, c, backward ? end - 1 : begin, end - begin, backward, limit, at);
-#endif
-    if (p.last && inside && blockIdx.z == (backward ? 0 : gridDim.z - 1)) {
-#pragma unroll
-        for (int n = 0; n < STATE; ++n) p.last[((i64)at.batch * p.channels + channel) * STATE + n] = c.h[n];
-    }
+    return c;
 }
 
 extern "C" __global__ void __launch_bounds__(DIRECTIONS * LANES, FORWARD_BLOCKS) scan_forward(const __grid_constant__ ForwardArgs p) {
     extern __shared__ __align__(16) char shared[];
     ForwardShared *s = (ForwardShared *)shared;
     Place at = {(int)blockIdx.y, (int)blockIdx.x * LANES, (int)threadIdx.x % LANES, p.length, p.channels};
-    if (DIRECTIONS == 1 || threadIdx.x < LANES) forward_direction<0>(p, s[0], at);
-    else forward_direction<1>(p, s[1], at);
+    int channel = at.first_channel + at.lane, limit = channel < p.channels ? p.length : 0;  // without a channel no steps, nothing written
+    int segments = (p.length + SEGMENT - 1) / SEGMENT, begin = blockIdx.z * p.split, end = min(begin + p.split, segments);
+#if DIRECTIONS == 2
+    const bool first = threadIdx.x < LANES;
+    const int middle = begin + (end - begin + 1) / 2, half = middle - begin, rest = end - middle;
+    Channel c = first ? begin_direction<0>(p, s[0], at) : begin_direction<1>(p, s[1], at);
+    if (first) forward_phase<0, false>(p, s[0], c, begin, half, false, limit, at);
+    else forward_phase<1, false>(p, s[1], c, end - 1, rest, true, limit, at);
+    // What the other threads of this block wrote is read from here on.
+    __threadfence();
+    __syncthreads();
+    if (first) forward_phase<0, true>(p, s[0], c, middle, rest, false, limit, at);
+    else forward_phase<1, true>(p, s[1], c, middle - 1, half, true, limit, at);
+#else
+    Channel c = begin_direction<0>(p, s[0], at);
+    forward_phase<0, true>(p, s[0], c, p.reverse ? end - 1 : begin, end - begin, p.reverse, limit, at);
+    if (p.last && limit > 0 && blockIdx.z == (p.reverse ? 0 : gridDim.z - 1)) {
+#pragma unroll
+        for (int n = 0; n < STATE; ++n) p.last[((i64)at.batch * p.channels + channel) * STATE + n] = c.h[n];
+    }
+#endif
 }

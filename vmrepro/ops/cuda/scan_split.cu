@@ -12,7 +12,8 @@ struct SummaryArgs {
 };
 
 struct SummaryShared {
-    io_t delta[2][SEGMENT * LANES], x[2][SEGMENT * LANES];
+    io_t x[2][SEGMENT * LANES];
+    io_t delta[2][SEGMENT * LANES];
     io_t raw[SEGMENT * 2 * STATE];
     float projections[2][SEGMENT * 2 * STATE];
 };
@@ -27,7 +28,7 @@ INLINE void stage_summary(const SummaryArgs &p, const Direction &d, SummaryShare
 
 template <bool GRADIENT>
 INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
-    int way = blockIdx.z % p.directions, lane = threadIdx.x;
+    int way = blockIdx.z % p.directions, lane = threadIdx.x, splits = gridDim.z / p.directions + 1;
     Place at = {(int)blockIdx.y, (int)blockIdx.x * LANES, lane, p.length, p.channels};
     const Direction &d = p.direction[way];
     int channel = at.first_channel + lane;
@@ -37,7 +38,9 @@ INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
     float h[STATE] = {}, A2[STATE], bias = inside ? d.bias[channel] : 0.f, total = 0.f;
     load_decay_rates(A2, d.A, channel, inside);
 
-    int segments = (p.length + SEGMENT - 1) / SEGMENT, begin = blockIdx.z / p.directions * p.split, end = min(begin + p.split, segments);
+    // The split visited last hands nothing on.
+    int part = blockIdx.z / p.directions + backward, segments = (p.length + SEGMENT - 1) / SEGMENT;
+    int begin = part * p.split, end = min(begin + p.split, segments);
     int segment = backward ? end - 1 : begin, step = backward ? -1 : 1, buffer = 0;
     stage_summary<GRADIENT>(p, d, s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), at);
     for (int left = end - begin; left > 0; --left, segment += step, buffer ^= 1) {
@@ -45,22 +48,26 @@ INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
         widen_projections<SEGMENT>(s.projections[buffer], s.raw, lane);
         __syncthreads();
         if (left > 1) stage_summary<GRADIENT>(p, d, s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
-        int time = steps_of(segment * SEGMENT, SEGMENT, backward).start;
+        Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
+        int time = steps.start;
 #pragma unroll 4
         for (int j = 0; j < SEGMENT; ++j, time += step) {
-            float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit), x = widen(s.x[buffer][j * LANES + lane]);
+            float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit);
+            float x = widen(s.x[buffer][j * LANES + lane]);
             const float *B = s.projections[buffer] + j * 2 * STATE, *C = B + STATE;
+            float decay[STATE];
             total += dt;
+            decays(decay, A2, dt);
             if (!GRADIENT) {
-                advance(h, A2, dt, dt * x, B);
+                advance(h, decay, dt * x, B);
                 continue;
             }
 #pragma unroll
-            for (int n = 0; n < STATE; ++n) h[n] = exp2_fast(dt * A2[n]) * (h[n] + C[n] * x);
+            for (int n = 0; n < STATE; ++n) h[n] = decay[n] * (h[n] + C[n] * x);
         }
     }
     if (!inside) return;
-    i64 row = (((i64)way * (gridDim.z / p.directions) + blockIdx.z / p.directions) * p.batch + at.batch) * p.channels + channel;
+    i64 row = (((i64)way * splits + part) * p.batch + at.batch) * p.channels + channel;
     p.time[row] = total;
 #pragma unroll
     for (int n = 0; n < STATE; ++n) p.state[row * STATE + n] = h[n];
@@ -93,12 +100,13 @@ extern "C" __global__ void __launch_bounds__(256) scan_chain(const __grid_consta
     float rate = p.A[way][i] * LOG2E, h = p.start ? p.start[(i64)batch * p.channels * STATE + i] : 0.f;
     i64 pitch = (i64)p.batch * p.channels, row = ((i64)way * p.splits + (descending ? p.splits - 1 : 0)) * pitch + (i64)batch * p.channels;
     if (descending) pitch = -pitch;
-    // Several splits are read before any is written: the compiler does not know that they are apart.
+    // Several splits are read before any is written: the compiler does not know that they are apart. Of the last there is nothing to
+    // read, and what is read in its place goes nowhere.
     for (int first = 0; first < p.splits; first += CHAIN) {
         float time[CHAIN], added[CHAIN];
 #pragma unroll
         for (int k = 0; k < CHAIN; ++k) {
-            i64 from = row + min(k, p.splits - 1 - first) * pitch;
+            i64 from = row + min(k, p.splits - 2 - first) * pitch;
             time[k] = p.time[from + i / STATE];
             added[k] = p.state[from * STATE + i];
         }

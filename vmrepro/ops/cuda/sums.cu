@@ -3,7 +3,7 @@
 // A block adds 32 columns of one row: each warp every WARPS-th part, then the warps' sums, always in the same order.
 
 #define WARPS 16
-#define MOST 11
+#define MOST 13
 
 struct Sum {
     const float *parts;   // count parts, pitch apart, each (rows, columns)

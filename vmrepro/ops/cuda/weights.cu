@@ -1,7 +1,14 @@
 // The parameters of a block as its kernels and products want them, and the gradients of the matrices on their way back.
 //
 // Six matrices lie one after another, in the type of the products; two of them have rows and two have columns of zeros from ``rank``
-// on, which the parameters do not have. Compile-time: IO.
+// on, which the parameters do not have. The first of the six, in_proj, takes the weight w of the norm before it into its columns:
+// what is packed is W = in_proj * w, and from its gradient come
+//
+//     d(in_proj)_ij = dW_ij w_j      dw_j = sum_i dW_ij in_proj_ij
+//
+// Compile-time: IO.
+
+#define ROWS 8  // of in_proj, in a part of dw
 
 struct Matrix {
     float *plain;  // without the gap
@@ -14,6 +21,9 @@ struct WeightsArgs {
     io_t *packed;
     const float *A_log[2];  // of each direction
     float *A;               // (2, rates)
+    const float *norm_weight;  // w
+    const float *in_proj;   // for dw
+    float *parts;           // (parts, columns): of dw, to be added
     int rank, rates;
 };
 
@@ -28,8 +38,26 @@ INLINE void convert(const WeightsArgs &p) {
     int row = without(i / m.columns, p.rank, m.row_gap), column = without(i % m.columns, p.rank, m.column_gap);
     bool present = row >= 0 && column >= 0;
     i64 at = present ? (i64)row * (m.columns - m.column_gap) + column : 0;
-    if (PACK) p.packed[m.first + i] = narrow(present ? m.plain[at] : 0.f);
+    float factor = PACK && blockIdx.y == 0 ? p.norm_weight[column] : 1.f;
+    if (PACK) p.packed[m.first + i] = narrow(present ? m.plain[at] * factor : 0.f);
     else if (present) m.plain[at] = widen(p.packed[m.first + i]);
+}
+
+// The gradient of in_proj, a thread ROWS rows of a column, and with it a part of dw.
+INLINE void unpack_in_proj(const WeightsArgs &p) {
+    const Matrix &m = p.matrix[0];
+    int i = blockIdx.x * 256 + threadIdx.x, column = i % m.columns, first = i / m.columns * ROWS;
+    if (first >= m.rows) return;
+    float weight = p.norm_weight[column], sum = 0.f;
+#pragma unroll
+    for (int row = first; row < first + ROWS; ++row) {
+        if (row >= m.rows) break;
+        i64 at = (i64)row * m.columns + column;
+        float d = widen(p.packed[m.first + at]);
+        m.plain[at] = d * weight;
+        sum += d * p.in_proj[at];
+    }
+    p.parts[i] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(256) pack_weights(const __grid_constant__ WeightsArgs p) {
@@ -38,4 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_weights(const __grid_cons
     if (i < p.rates) p.A[way * p.rates + i] = -expf(p.A_log[way][i]);
 }
 
-extern "C" __global__ void __launch_bounds__(256) unpack_weights(const __grid_constant__ WeightsArgs p) { convert<false>(p); }
+extern "C" __global__ void __launch_bounds__(256) unpack_weights(const __grid_constant__ WeightsArgs p) {
+    if (blockIdx.y == 0) unpack_in_proj(p);
+    else convert<false>(p);
+}

@@ -1,0 +1,79 @@
+"""Products that share a kernel with what is beside them: the kernels' own source, emulated on the CPU, against float64."""
+
+import pytest
+import torch
+
+from tests.ops.cuda_emulator import emulated, needs_compiler
+from tests.ops.oracle import rms_error
+from vmrepro.ops.cuda import products
+
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_compiler]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.mark.parametrize(("length", "channels", "rank"), [(1, 128, 8), (70, 384, 16), (100, 128, 24)])
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+def test_gradients_of_step_logits(folder, length, channels, rank, multiprocessors):
+    rng = torch.Generator().manual_seed(length)
+    draw = lambda *shape: torch.randn(*shape, generator=rng).bfloat16()  # noqa: E731
+    dlogits, wide = ([draw(2, length, n) for _ in "fb"] for n in (channels, rank + 8))
+    weight, out = [draw(channels, rank) / 4 for _ in "fb"], [torch.full_like(t, torch.nan) for t in wide]
+    with emulated(folder, multiprocessors) as emulator:
+        parts = products.step_gradients(dlogits, [t[..., :rank] for t in wide], weight, [t[..., :rank] for t in out])
+    assert emulator.launched == ["step_gradients"]
+    assert len(parts) == min(multiprocessors, -(-2 * length // products.STEP_TOKENS))
+    for way in range(2):
+        d, steps = dlogits[way].double().flatten(0, 1), wide[way][..., :rank].double().flatten(0, 1)
+        assert rms_error(out[way][..., :rank].flatten(0, 1), d @ weight[way].double()) < 3e-3
+        assert rms_error(parts.sum(0)[way], steps.t() @ d) < 1e-6
+        assert out[way][..., rank:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "rank", "pitch"),
+    [(1, 64, 8, 16), (8, 192, 16, 24), (70, 384, 16, 48), (100, 128, 8, 48), (100, 64, 16, 48)],
+)
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+def test_step_logits(folder, monkeypatch, length, channels, rank, pitch, multiprocessors):
+    """The results are put where rows past their end can be seen."""
+    rng = torch.Generator().manual_seed(length)
+    draw = lambda *shape: torch.randn(*shape, generator=rng).bfloat16()  # noqa: E731
+    wide, weight = ([draw(*shape) for _ in "fb"] for shape in ((3, length, pitch), (channels, rank)))
+    for t in wide:
+        t[..., rank:] = torch.nan
+    room = torch.full((2, 3 * length + 16, channels), torch.nan, dtype=torch.bfloat16)
+    places = iter(room[:, : 3 * length].unflatten(1, (3, length)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, shape: next(places).view(shape))
+    with emulated(folder, multiprocessors) as emulator:
+        logits = products.step_logits([t[..., :rank] for t in wide], weight)
+    assert emulator.launched == ["step_logits"]
+    for way in range(2):
+        assert logits[way].data_ptr() == room[way].data_ptr()
+        assert rms_error(logits[way], wide[way][..., :rank].double() @ weight[way].double().t()) < 3e-3
+    assert room[:, 3 * length :].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "rank", "dtype", "skipped"),
+    [
+        (64, 24, torch.bfloat16, 0),
+        (64, 8, torch.float32, 0),
+        (96, 8, torch.bfloat16, 0),
+        (1600, 8, torch.bfloat16, 0),
+        (64, 16, torch.bfloat16, 2),
+    ],
+)
+def test_step_logits_without_a_kernel(folder, channels, rank, dtype, skipped):
+    """skipped: columns before the steps, which then start at no multiple of what a lane reads."""
+    rng = torch.Generator().manual_seed(rank)
+    wide, weight = ([torch.randn(shape, generator=rng).to(dtype) for _ in "fb"] for shape in ((2, 5, 48), (channels, rank)))
+    steps = [t[..., skipped : skipped + rank] for t in wide]
+    with emulated(folder) as emulator:
+        logits = products.step_logits(steps, weight)
+    assert emulator.launched == []
+    for way in range(2):
+        assert rms_error(logits[way], steps[way].double() @ weight[way].double().t()) < (1e-6 if dtype == torch.float32 else 3e-3)
