@@ -54,6 +54,12 @@ def test_two_directions_in_bfloat16(emulator, length, decay):
     assert emulator.launched == ["scan_forward", "gate_backward", "scan_backward", "join_projections"]
 
 
+@pytest.mark.parametrize("together", [2, 4])
+def test_step_sizes_computed_together(emulator, monkeypatch, together):
+    monkeypatch.setattr(scan, "group", lambda *_: together)
+    judge(call(cuda.bidirectional_scan), call(definition), two_ways(37, torch.bfloat16), torch.bfloat16, "cpu")
+
+
 @pytest.mark.parametrize(("length", "channels"), [(1, 1), (35, 5), (18, 131)])
 def test_two_directions_in_float32_with_rows_that_no_wide_access_fits(emulator, length, channels):
     inputs = two_ways(length, torch.float32, "near_one", channels)
@@ -150,3 +156,8 @@ def test_what_the_kernels_do_not_take_is_refused(emulator, change, message):
     with pytest.raises(NotImplementedError, match=message):
         cuda.selective_scan(**inputs)
     assert emulator.launched == []
+
+
+@pytest.mark.parametrize(("lanes", "blocks", "together"), [(64, 384, 2), (64, 264, 4), (64, 120, 4), (128, 384, 4)])
+def test_few_step_sizes_are_computed_together_where_many_small_blocks_share_a_multiprocessor(lanes, blocks, together):
+    assert layout.group(layout.Config(torch.bfloat16, 16, widest=lanes), blocks, 132) == together

@@ -14,7 +14,6 @@ MERGE = 2  # chunks between two saved states: more saves memory, and costs time 
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
 BLOCK_TIMES = {128: (0.339, 0.619), 64: (0.240, 0.370, 0.540, 0.712)}
 SOURCES, PICKS = 96, 256  # bytes of where a block of the backward pass finds its operands and results, and of what it sums with
-GROUP = {64: 2, 128: 4}  # steps of the forward pass whose step sizes are computed together, by channels of a block
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
 
@@ -163,6 +162,11 @@ def balanced(config: Config, channels: int, sequences: int, multiprocessors: int
     """The same with as many channels a block as ``pass_times`` finds fastest."""
     times = pass_times(channels, sequences, multiprocessors)
     return replace(config, widest=min(times, key=times.get))
+
+
+def group(config: Config, blocks: int, multiprocessors: int) -> int:
+    """Steps of the forward pass whose step sizes are computed together: few where enough blocks hide each other's latency."""
+    return 2 if config.lanes == 64 and blocks > 2 * multiprocessors else 4
 
 
 @cache

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vmrepro.ops.cuda import driver
 from vmrepro.ops.cuda.layout import (
-    GROUP,
     IO,
     PER_DIRECTION,
     BackwardArgs,
@@ -28,6 +27,7 @@ from vmrepro.ops.cuda.layout import (
     configure,
     defines,
     directions,
+    group,
 )
 from vmrepro.ops.cuda.operators import differentiable, operator
 
@@ -129,15 +129,11 @@ def scan_forward(
     pointers = (out.data_ptr(), *map(_pointer, (ungated, states, initial, last_state)))
     args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, split)
     shared = ways * config.shared(4)
-    choices = {
-        "DIRECTIONS": ways,
-        "GATE": int(z is not None),
-        "KEEP": int(save),
-        "GROUP": GROUP[config.lanes],
-        "SHARED_BYTES": shared,
-    }
+    grid = (blocks, batch, parts)
+    together = group(config, math.prod(grid), driver.multiprocessors(u.device))
+    choices = {"DIRECTIONS": ways, "GATE": int(z is not None), "KEEP": int(save), "GROUP": together, "SHARED_BYTES": shared}
     macros = defines(config, FORWARD_BLOCKS=config.forward_blocks // ways, **choices)
-    _launch("scan_forward.cu", "scan_forward", macros, (blocks, batch, parts), ways * config.lanes, shared, args, u.device)
+    _launch("scan_forward.cu", "scan_forward", macros, grid, ways * config.lanes, shared, args, u.device)
     return out, ungated, states, last_state
 
 

@@ -117,7 +117,6 @@ INLINE void widen_projections(float *table, const io_t *raw, int lane) {
     }
 }
 
-
 INLINE void load_decay_rates(float (&A2)[STATE], const float *A, int channel, bool valid) {
 #pragma unroll
     for (int n = 0; n < STATE; ++n) A2[n] = valid ? A[(i64)channel * STATE + n] * LOG2E : 0.f;
