@@ -71,13 +71,12 @@ def test_two_directions_without_a_gate_at_odd_addresses(emulator):
     judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
 
 
+@pytest.mark.parametrize("decay", ["near_one", "fast"])
 @pytest.mark.parametrize("length", [33, 100])
-def test_time_cut_in_parts(folder, monkeypatch, length):
+def test_time_cut_in_parts(folder, monkeypatch, length, decay):
     monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
     with emulated(folder, multiprocessors=16) as emulator:
-        judge(
-            call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, "near_one"), torch.bfloat16, "cpu"
-        )
+        judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, decay), torch.bfloat16, "cpu")
     assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
 
 
