@@ -9,14 +9,6 @@ struct GateArgs {
     int length, channels;
 };
 
-// Of one number.
-INLINE void pass_gate(float dout, float z, float ungated, io_t &dungated, io_t &dz, io_t &out) {
-    float s = sigmoid(z);
-    dungated = narrow(dout * z * s);
-    dz = narrow(dout * ungated * s * (1.f + z * (1.f - s)));
-    out = narrow(ungated * z * s);
-}
-
 extern "C" __global__ void __launch_bounds__(256) gate_backward(const __grid_constant__ GateArgs p) {
     const int width = VECTOR ? 16 / sizeof(io_t) : 1;
     i64 i = ((i64)blockIdx.x * 256 + threadIdx.x) * width;
@@ -35,7 +27,12 @@ extern "C" __global__ void __launch_bounds__(256) gate_backward(const __grid_con
     ungated[0] = p.ungated[i];
 #endif
 #pragma unroll
-    for (int k = 0; k < width; ++k) pass_gate(widen(dout[k]), widen(z[k]), widen(ungated[k]), dungated[k], dz[k], out[k]);
+    for (int k = 0; k < width; ++k) {
+        float x = widen(z[k]), s = sigmoid(x), d = widen(dout[k]), y = widen(ungated[k]);
+        dungated[k] = narrow(d * x * s);
+        dz[k] = narrow(d * y * s * (1.f + x * (1.f - s)));
+        out[k] = narrow(y * x * s);
+    }
 #if VECTOR
     *(uint4 *)(p.dungated + i) = *(uint4 *)dungated;
     *(uint4 *)slope = *(uint4 *)dz;
