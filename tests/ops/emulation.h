@@ -218,14 +218,13 @@ static u32 board[32][32][8];
 inline u32 *mine() { return board[running / 32][running % 32]; }
 inline u32 *lane_of(unsigned lane) { return board[running / 32][lane]; }
 
-inline float shuffle(float x, int lane) {
+inline float shuffle_xor(float x, int mask) {
     mine()[0] = __float_as_uint(x);
     __syncwarp();
-    float y = __uint_as_float(lane_of(lane)[0]);
+    float y = __uint_as_float(lane_of((running % 32) ^ mask)[0]);
     __syncwarp();
     return y;
 }
-inline float shuffle_xor(float x, int mask) { return shuffle(x, (running % 32) ^ mask); }
 
 inline void load_matrices_transposed(u32 (&a)[4], const void *row) {
     std::memcpy(mine(), &row, sizeof row);

@@ -22,16 +22,16 @@ def emulator(folder):
         yield emulator
 
 
-def two_ways(length, dtype, decay="fast", channels=24, gated=True, first=4):
-    """Flat inputs of both directions; B, C and z are views of wider buffers, B and C from number ``first`` of each row on."""
+def two_ways(length, dtype, decay="fast", channels=24, gated=True, odd=False):
+    """Flat inputs of both directions; B, C and z are views of wider buffers, of rows that start at odd addresses if asked."""
     flat = {}
     for seed, way in enumerate("fb"):
         inputs = scan_inputs(length, dtype, decay, channels=channels, seed=seed)
         z = inputs.pop("z")
         for name in ("B", "C"):
-            wide = torch.full((2, length, 32 + first), torch.nan, dtype=dtype)
-            wide[..., first : first + 16] = inputs[name]
-            inputs[name] = wide[..., first : first + 16]
+            wide = torch.full((2, length, 36 + odd), torch.nan, dtype=dtype)
+            wide[..., 4 + odd : 20 + odd] = inputs[name]
+            inputs[name] = wide[..., 4 + odd : 20 + odd]
         flat |= {f"{name}_{way}": value for name, value in inputs.items()}
     return flat | {"z": torch.stack([z, z], dim=2).flatten(2)[..., channels:] if gated else None}
 
@@ -67,7 +67,7 @@ def test_two_directions_in_float32_with_rows_that_no_wide_access_fits(emulator, 
 
 
 def test_two_directions_without_a_gate_at_odd_addresses(emulator):
-    inputs = two_ways(21, torch.bfloat16, gated=False, first=5)
+    inputs = two_ways(21, torch.bfloat16, gated=False, odd=True)
     judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
 
 

@@ -48,7 +48,7 @@ struct BackwardShared {
 #else
     float dtu[CHUNK * LANES];
 #endif
-    __align__(16) saved_t slot[(CHUNK + 1) * LANES * SLOT];  // slot j: the state before step j, and without MATRIX_UNITS then g of step j - 1
+    __align__(16) saved_t slot[(CHUNK + 1) * LANES * SLOT];  // slot j: the state before step j; for block_sums then g of step j - 1
 };
 static_assert(sizeof(BackwardShared) == SHARED_BYTES, "layout.py counts the bytes of BackwardShared otherwise");
 

@@ -207,11 +207,17 @@ def _norm(kernel: str, like: Tensor, *, eps: float = 0.0, blocks: int = 0, **poi
     addresses = {name: tensor.data_ptr() for name, tensor in pointers.items() if tensor is not None}
     quads = channels % 4 == 0 and all(address % 16 == 0 for name, address in addresses.items() if name != "keep")
     args = NormArgs(rows=rows, eps=eps, channels=channels, sample_rows=1 if keep is None else rows // len(keep), **addresses)
-    defines = (("IO", IO[like.dtype]), ("PIECES", -(-channels // NORM_PIECE)), ("QUADS", int(quads)))
-    defines = (*defines, ("WEIGHTED", int("weight" in addresses)))
+    sizes = {
+        "IO": IO[like.dtype],
+        "PIECES": -(-channels // NORM_PIECE),
+        "QUADS": int(quads),
+        "WEIGHTED": int("weight" in addresses),
+    }
     shared = NORM_WARPS * channels * 4 if blocks else 0
     grid = (blocks or -(-rows // NORM_WARPS), 1, 1)
-    driver.launch(("intrinsics.cu", "io.cu", "norm.cu"), kernel, defines, grid, 32 * NORM_WARPS, shared, args, like.device)
+    driver.launch(
+        ("intrinsics.cu", "io.cu", "norm.cu"), kernel, tuple(sizes.items()), grid, 32 * NORM_WARPS, shared, args, like.device
+    )
 
 
 def _norm_forward_shapes(hidden, residual, weight, eps):

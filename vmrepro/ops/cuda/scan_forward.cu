@@ -21,8 +21,7 @@ struct ForwardArgs {
 };
 
 struct Tiles {
-    io_t u[SEGMENT * LANES], z[SEGMENT * LANES], other[SEGMENT * LANES];
-    io_t delta[SEGMENT * LANES];
+    io_t u[SEGMENT * LANES], z[SEGMENT * LANES], other[SEGMENT * LANES], delta[SEGMENT * LANES];
     float projections[SEGMENT * 2 * STATE];
 };
 
@@ -41,8 +40,7 @@ struct Channel {
 INLINE io_t *partial_sums(const ForwardArgs &p) { return KEEP && GATE ? p.ungated : p.out; }
 
 template <bool FINAL>
-INLINE void forward_segment(const ForwardArgs &p, const ForwardShared &s, int buffer, Channel &c, Steps steps, int limit, int lane, i64 first) {
-    const Tiles &tiles = s.tiles[buffer];
+INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c, Steps steps, int limit, int lane, i64 first) {
     int time = steps.start;
     i64 out = first + (i64)time * p.channels, stride = (i64)steps.sign * p.channels;
 #pragma unroll 1
@@ -103,8 +101,9 @@ INLINE void forward_phase(const ForwardArgs &p, ForwardShared &s, Channel &c, in
     i64 out = (i64)at.batch * p.length * p.channels + channel;
     if (count > 0) stage_forward<FINAL>(p, d, s.tiles[0], s.raw, steps_of(segment * SEGMENT, SEGMENT, backward), at);
     for (int round = 0; round < count; ++round, segment += step, buffer ^= 1) {
+        Tiles &tiles = s.tiles[buffer];
         copy_wait();
-        widen_projections<SEGMENT>(s.tiles[buffer].projections, s.raw, at.lane);
+        widen_projections<SEGMENT>(tiles.projections, s.raw, at.lane);
         group_barrier(1 + WAY, LANES);
         if (round + 1 < count)
             stage_forward<FINAL>(p, d, s.tiles[buffer ^ 1], s.raw, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
@@ -112,8 +111,7 @@ INLINE void forward_phase(const ForwardArgs &p, ForwardShared &s, Channel &c, in
             i64 row = ((i64)WAY * p.batch + at.batch) * segments + segment;
             store_state(p.states + (row * p.channels + channel) * STATE, pack_state(c.h), 0, HALF_STATE);
         }
-        Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
-        forward_segment<FINAL>(p, s, buffer, c, steps, limit, at.lane, out);
+        forward_segment<FINAL>(p, tiles, c, steps_of(segment * SEGMENT, SEGMENT, backward), limit, at.lane, out);
     }
 }
 

@@ -12,8 +12,7 @@ struct SummaryArgs {
 };
 
 struct SummaryShared {
-    io_t x[2][SEGMENT * LANES];
-    io_t delta[2][SEGMENT * LANES];
+    io_t x[2][SEGMENT * LANES], delta[2][SEGMENT * LANES];
     io_t raw[SEGMENT * 2 * STATE];
     float projections[2][SEGMENT * 2 * STATE];
 };
@@ -48,12 +47,10 @@ INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
         widen_projections<SEGMENT>(s.projections[buffer], s.raw, lane);
         __syncthreads();
         if (left > 1) stage_summary<GRADIENT>(p, d, s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
-        Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
-        int time = steps.start;
+        int time = steps_of(segment * SEGMENT, SEGMENT, backward).start;
 #pragma unroll 4
         for (int j = 0; j < SEGMENT; ++j, time += step) {
-            float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit);
-            float x = widen(s.x[buffer][j * LANES + lane]);
+            float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit), x = widen(s.x[buffer][j * LANES + lane]);
             const float *B = s.projections[buffer] + j * 2 * STATE, *C = B + STATE;
             float decay[STATE];
             total += dt;
