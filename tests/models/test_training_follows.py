@@ -28,7 +28,7 @@ class Small(NamedTuple):
     nudged: int  # other starts of the definition
 
 
-SMALL = {"cpu": Small(2, 48, 2), "cuda": Small(6, 192, 3)}
+SMALL = {"cpu": Small(2, 48, 2), "cuda": Small(6, 192, 7)}
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CASES = [
     ("numba", "cpu", False),
@@ -103,14 +103,18 @@ def test_training_follows_the_definition(backend, device, half):
     early = 5e-2 if half else 1e-4
     assert (ours[0] - plain)[:WINDOW].abs().max() < early
     smooth = F.avg_pool1d(torch.cat([ours, curves])[:, None], WINDOW, 1)[:, 0]
-    drift, nudged = (smooth[0] - smooth[1]).abs(), (smooth[2:] - smooth[1]).abs().amax(0).cummax(0).values
+    drift = (smooth[0] - smooth[1]).abs()
+    nudged = (smooth[1:, None] - smooth[None, 1:]).abs().amax((0, 1)).cummax(0).values
     assert half or drift[: 100 - WINDOW + 1].max() < early
     late = 0.15 if half else 0.05
     yardstick, far = apart(curves[1:], plain).amax(0).cummax(0).values, apart(ours[0], plain)
     print(f"apart {far.tolist()}\nthe definition from itself {yardstick.tolist()}")
-    print(f"smoothed, at most {drift.max():.3f} apart, the definition from itself {nudged[-1]:.3f}; allowed is {late}")
-    # On a GPU in float32 the definition itself goes farther at the end, where only the yardstick below says something.
-    assert (drift[nudged <= late] if device == "cuda" and not half else drift).max() < late
+    print(
+        f"smoothed, at most {drift.max():.3f} apart, two definitions {nudged[-1]:.3f}; allowed is half as much again, or {late}"
+    )
+    # On a GPU the definition itself goes farther at the end. Of 16 starts in bf16 on an H200, every fourth pair of definitions
+    # went farther than 0.15, and every seventh of a definition and the CUDA backend; the means of both stayed together.
+    assert (drift < (1.5 * nudged).clamp(min=late)).all()
 
     # With another start, another backend that is right went up to 2.4 times as far as the farthest of three nudged definitions
     # had gone until then (H100, both types). To that come a few roundings of a loss.
