@@ -95,7 +95,7 @@ def test_products_with_kernels_of_their_own(folder, length, rank, fits):
     }
     with emulated(folder) as emulator:
         judge(lambda **x: whole(keep=None, **x), lambda **x: composed(keep=None, **x), inputs, torch.bfloat16, "cpu")
-    assert ("step_logits" in emulator.launched) == ("step_gradients" in emulator.launched) == fits
+    assert ("step_sizes" in emulator.launched) == ("step_gradients" in emulator.launched) == fits
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -33,28 +33,45 @@ def test_gradients_of_step_logits(folder, length, channels, rank, multiprocessor
         assert out[way][..., rank:].isnan().all()
 
 
+def unpacked(sizes):
+    """Step sizes as the kernels read them: bf16 numbers without a sign, whose place is another digit's."""
+    return (sizes.view(torch.int16).int() << 15 & 0x7FFFFFFF).view(torch.float32).double()
+
+
 @pytest.mark.parametrize(
     ("length", "channels", "rank", "pitch"),
     [(1, 64, 8, 16), (8, 192, 16, 24), (70, 384, 16, 48), (100, 128, 8, 48), (100, 64, 16, 48)],
 )
 @pytest.mark.parametrize("multiprocessors", [1, 3])
-def test_step_logits(folder, monkeypatch, length, channels, rank, pitch, multiprocessors):
-    """The results are put where rows past their end can be seen."""
+def test_step_sizes(folder, monkeypatch, length, channels, rank, pitch, multiprocessors):
+    """From logits of -30 to 30. The results are put where rows past their end can be seen."""
     rng = torch.Generator().manual_seed(length)
     draw = lambda *shape: torch.randn(*shape, generator=rng).bfloat16()  # noqa: E731
     wide, weight = ([draw(*shape) for _ in "fb"] for shape in ((3, length, pitch), (channels, rank)))
+    bias = [torch.linspace(-20, 20, channels), torch.linspace(0, -8, channels)]
     for t in wide:
         t[..., rank:] = torch.nan
     room = torch.full((2, 3 * length + 16, channels), torch.nan, dtype=torch.bfloat16)
     places = iter(room[:, : 3 * length].unflatten(1, (3, length)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, shape: next(places).view(shape))
     with emulated(folder, multiprocessors) as emulator:
-        logits = products.step_logits([t[..., :rank] for t in wide], weight)
-    assert emulator.launched == ["step_logits"]
+        sizes, ready = products.step_sizes([t[..., :rank] for t in wide], weight, bias)
+    assert ready
+    assert emulator.launched == ["step_sizes"]
     for way in range(2):
-        assert logits[way].data_ptr() == room[way].data_ptr()
-        assert rms_error(logits[way], wide[way][..., :rank].double() @ weight[way].double().t()) < 3e-3
+        assert sizes[way].data_ptr() == room[way].data_ptr()
+        logits = wide[way][..., :rank].double() @ weight[way].double().t() + bias[way]
+        # Half of the last digit, and what rounding to float32 does to a logit and to log(1 + e).
+        torch.testing.assert_close(unpacked(sizes[way]), torch.log1p(logits.exp()), rtol=2**-9 + 2e-5, atol=0)
     assert room[:, 3 * length :].isnan().all()
+
+
+@pytest.mark.parametrize(("logit", "size"), [(torch.nan, torch.nan), (torch.inf, torch.inf), (-torch.inf, 0.0), (3e38, 3e38)])
+def test_step_sizes_that_are_no_numbers_or_have_no_next(folder, logit, size):
+    rows, weight = ([torch.zeros(1, 3, 8, dtype=torch.bfloat16)] * 2, [torch.zeros(64, 8, dtype=torch.bfloat16)] * 2)
+    with emulated(folder):
+        sizes, _ = products.step_sizes(rows, weight, [torch.full((64,), logit)] * 2)
+    torch.testing.assert_close(unpacked(sizes[0]), torch.full((1, 3, 64), size).double(), rtol=2**-9, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +84,14 @@ def test_step_logits(folder, monkeypatch, length, channels, rank, pitch, multipr
         (64, 16, torch.bfloat16, 2),
     ],
 )
-def test_step_logits_without_a_kernel(folder, channels, rank, dtype, skipped):
-    """skipped: columns before the steps, which then start at no multiple of what a lane reads."""
+def test_step_sizes_without_a_kernel_are_left_as_logits(folder, channels, rank, dtype, skipped):
+    """skipped: columns before the rows, which then start at no multiple of what a lane reads."""
     rng = torch.Generator().manual_seed(rank)
     wide, weight = ([torch.randn(shape, generator=rng).to(dtype) for _ in "fb"] for shape in ((2, 5, 48), (channels, rank)))
-    steps = [t[..., skipped : skipped + rank] for t in wide]
+    rows = [t[..., skipped : skipped + rank] for t in wide]
     with emulated(folder) as emulator:
-        logits = products.step_logits(steps, weight)
+        logits, ready = products.step_sizes(rows, weight, [torch.ones(channels)] * 2)
+    assert not ready
     assert emulator.launched == []
     for way in range(2):
-        assert rms_error(logits[way], steps[way].double() @ weight[way].double().t()) < (1e-6 if dtype == torch.float32 else 3e-3)
+        assert rms_error(logits[way], rows[way].double() @ weight[way].double().t()) < (1e-6 if dtype == torch.float32 else 3e-3)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.ops.cuda_emulator import emulated, needs_compiler
-from tests.ops.oracle import judge, outputs_and_gradients, scan_inputs
+from tests.ops.oracle import judge, outputs_and_gradients, rms_error, scan_inputs
 from vmrepro.ops import ScanInputs, bidirectional_scan, cuda, selective_scan
-from vmrepro.ops.cuda import layout, scan
+from vmrepro.ops.cuda import driver, layout, scan
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_compiler]
 
@@ -54,12 +54,6 @@ def test_two_directions_in_bfloat16(emulator, length, decay):
     assert emulator.launched == ["scan_forward", "gate_backward", "scan_backward", "join_projections"]
 
 
-@pytest.mark.parametrize("together", [2, 4])
-def test_step_sizes_computed_together(emulator, monkeypatch, together):
-    monkeypatch.setattr(scan, "group", lambda *_: together)
-    judge(call(cuda.bidirectional_scan), call(definition), two_ways(37, torch.bfloat16), torch.bfloat16, "cpu")
-
-
 @pytest.mark.parametrize(("length", "channels"), [(1, 1), (35, 5), (18, 131)])
 def test_two_directions_in_float32_with_rows_that_no_wide_access_fits(emulator, length, channels):
     inputs = two_ways(length, torch.float32, "near_one", channels)
@@ -78,6 +72,55 @@ def test_time_cut_in_parts(folder, monkeypatch, length, decay):
     with emulated(folder, multiprocessors=16) as emulator:
         judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, decay), torch.bfloat16, "cpu")
     assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
+
+
+@pytest.mark.parametrize("parts", [(4, 2, 2), (3, 3, 3), (2, 6, 3), (7, 1, 1)])
+def test_what_enters_a_part_is_found_by_pieces(emulator, monkeypatch, parts):
+    """Seven segments: the last part is short, and of its pieces some have nothing in them."""
+    monkeypatch.setattr(scan, "_parts", lambda *_: scan.Parts(*parts))
+    judge(call(cuda.bidirectional_scan), call(definition), two_ways(100, torch.bfloat16, "near_one"), torch.bfloat16, "cpu")
+    options = {"delta_softplus": True, "reverse": True, "return_last_state": True}
+    judge(
+        lambda **x: cuda.selective_scan(**x, **options),
+        lambda **x: selective_scan(**x, **options, backend="reference"),
+        scan_inputs(100, torch.float32, "near_one"),
+        torch.float32,
+        "cpu",
+    )
+    assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
+
+
+@pytest.mark.parametrize("state", [8, 16])
+@pytest.mark.parametrize(("length", "cut"), [(1, False), (37, False), (100, True)])
+def test_step_sizes_made_before_do_what_the_same_sizes_as_operands_do(folder, monkeypatch, length, cut, state):
+    """But for the gradient of their logits, which softplus has part in. The bias is in them, and nobody reads it again."""
+    if cut:
+        monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
+    plain, ready = [], []
+    for seed in range(2):
+        inputs = scan_inputs(length, torch.bfloat16, seed=seed, channels=40, state=state)
+        u, delta, A, B, C, D, bias = (inputs[name] for name in ScanInputs._fields)
+        sizes = torch.nn.functional.softplus(delta)
+        packed = (sizes.float().view(torch.int32) >> 15).to(torch.int16).view(torch.bfloat16)
+        plain += [u, sizes, A, B, C, D, torch.zeros_like(bias)]
+        ready += [u, packed, A, B, C, D, torch.full_like(bias, torch.nan)]
+    z, dy = (torch.randn(u.shape, generator=torch.Generator().manual_seed(i)).to(u) for i in range(2))
+
+    def run(inputs, made):
+        out = scan.run_forward(inputs, z, made, False, True, False, made)
+        streams, rows = [torch.empty_like(u) for _ in range(4)], [u.new_empty((*u.shape[:2], 2 * state)) for _ in "fb"]
+        parts = scan.scan_backward_into(streams, rows, dy, None, inputs, out[2], made, False, made)
+        return [*out[:3], *rows, streams[0], streams[2]], streams[1::2], parts.sum(0)
+
+    with emulated(folder, multiprocessors=16 if cut else 1) as emulator:
+        (expected, dsizes, parameters), (got, dlogits, parameters_made) = run(plain, False), run(ready, True)
+    assert ("scan_summary_gradient" in emulator.launched) == cut
+    assert all(map(torch.equal, got, expected))
+    assert torch.equal(parameters_made[:, :-1], parameters[:, :-1])
+    for way in range(2):
+        slope = -torch.expm1(-plain[7 * way + 1].double())
+        assert rms_error(dlogits[way], dsizes[way].double() * slope) < 5e-3
+        assert rms_error(parameters_made[way, -1], (dsizes[way].double() * slope).sum((0, 1))) < 5e-3
 
 
 @pytest.mark.parametrize(
@@ -157,6 +200,28 @@ def test_what_the_kernels_do_not_take_is_refused(emulator, change, message):
     assert emulator.launched == []
 
 
-@pytest.mark.parametrize(("lanes", "blocks", "together"), [(64, 384, 2), (64, 264, 4), (64, 120, 4), (128, 384, 4)])
-def test_few_step_sizes_are_computed_together_where_many_small_blocks_share_a_multiprocessor(lanes, blocks, together):
-    assert layout.group(layout.Config(torch.bfloat16, 16, widest=lanes), blocks, 132) == together
+@pytest.mark.parametrize(
+    ("lanes", "ways", "blocks", "expected"),
+    [(64, 2, 120, 3), (64, 2, 396, 3), (64, 2, 397, 4), (128, 2, 132, 1), (128, 2, 384, 2), (128, 1, 396, 3), (128, 1, 500, 4)],
+)
+def test_a_kernel_is_compiled_for_as_many_blocks_as_share_a_multiprocessor(lanes, ways, blocks, expected):
+    assert layout.resident(layout.Config(torch.bfloat16, 16, widest=lanes), ways, blocks, 132) == expected
+    assert layout.resident(layout.Config(torch.float32, 16), 2, blocks, 132) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "channels", "expected"),
+    [
+        (12545, 8, 384, (11, 72, 3)),  # 480 summaries would leave some of 132 multiprocessors with 4 and most with 3
+        (12545, 1, 384, (88, 9, 1)),
+        (1569, 64, 384, (1, 99, 1)),
+        (100, 1, 384, (1, 7, 1)),
+    ],
+)
+def test_time_is_cut_so_that_132_multiprocessors_are_equally_busy(monkeypatch, length, batch, channels, expected):
+    monkeypatch.setattr(driver, "multiprocessors", lambda device: 132)
+    u, config = torch.empty(batch, length, channels, dtype=torch.bfloat16, device="meta"), layout.Config(torch.bfloat16, 16)
+    parts = scan._parts(config, u, 2 * batch * -(-channels // config.lanes), config.forward_blocks, scan.FORWARD_ENOUGH)
+    assert parts == expected
+    assert parts.segments % parts.finer == 0
+    assert (parts.count - 1) * parts.segments < -(-length // config.segment) <= parts.count * parts.segments

@@ -15,7 +15,7 @@ from torch.nn import functional
 from vmrepro.ops.cuda import driver, fused, scan
 from vmrepro.ops.cuda.layout import IO, STATES, pass_times
 from vmrepro.ops.cuda.operators import differentiable, operator
-from vmrepro.ops.cuda.products import step_gradients, step_logits
+from vmrepro.ops.cuda.products import step_gradients, step_sizes
 from vmrepro.ops.cuda.weights import PER_WAY, Weights, small_gradients
 
 SMALLEST_SLICE = 32_768  # tokens; below it, launches would show
@@ -31,21 +31,27 @@ def takes(hidden: Tensor, residual: Tensor | None, dtype: torch.dtype, way: tupl
 
 def _scan_inputs(
     pair: tuple[Tensor, Tensor], products: list[Tensor], weights: Weights, A: Tensor, ways: list[Tensor]
-) -> list[Tensor]:
-    """What both scans read, from u (batch, length, di) and its product with x_proj."""
+) -> tuple[list[Tensor], bool]:
+    """What both scans read, from u (batch, length, di) and its product with x_proj, and whether its deltas are ready."""
     parts = [product.split((weights.filled, weights.state, weights.state), dim=-1) for product in products]
-    deltas, inputs = step_logits([steps for steps, _, _ in parts], weights.dt_proj), []
+    deltas, ready = step_sizes([steps for steps, _, _ in parts], weights.dt_proj, [way[4] for way in _each(ways)])
+    inputs = []
     for u, delta, way, A_, (_, B, C) in zip(pair, deltas, _each(ways), A, parts, strict=True):
         inputs += [u, delta, A_, B, C, way[6], way[4]]
-    return inputs
+    return inputs, ready
 
 
-def _forward_inputs(xhat: Tensor, weights: Weights, A: Tensor, ways: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """(``_scan_inputs``, z, the products of x_proj) of normalised rows (batch, length, d)."""
+def _scan(
+    xhat: Tensor, weights: Weights, A: Tensor, ways: list[Tensor], save: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """(y, y before the gate, saved states, the products of x_proj) of normalised rows (batch, length, d)."""
     x, z = functional.linear(xhat, weights.in_proj).chunk(2, dim=-1)
+    del xhat
     pair = fused.conv_forward(x, *_taps(ways))
     products = [functional.linear(u, x_proj) for u, x_proj in zip(pair, weights.x_proj, strict=True)]
-    return _scan_inputs(pair, products, weights, A, ways), z, products
+    inputs, ready = _scan_inputs(pair, products, weights, A, ways)
+    y, ungated, states, _ = scan.run_forward(inputs, z, True, False, save, False, ready)
+    return y, ungated, states, products
 
 
 def _taps(ways: list[Tensor]) -> list[Tensor]:
@@ -90,11 +96,8 @@ def _infer(
 
 
 def _mix(stream, hidden, residual, mixed, eps, weights: Weights, A: Tensor, ways: list[Tensor]) -> None:
-    """``_infer`` for a slice; a function of its own, so that what a slice needs ends with it."""
-    xhat = fused.norm_into(stream, hidden, residual, eps)[0].to(mixed.dtype)
-    inputs, z, _ = _forward_inputs(xhat, weights, A, ways)
-    del xhat
-    y = scan.scan_forward(inputs, z, True, False, False, False)[0]
+    """``_infer`` for a slice; a function of its own, so that what a slice needs ends with it. The rows end inside ``_scan``."""
+    y = _scan(fused.norm_into(stream, hidden, residual, eps)[0].to(mixed.dtype), weights, A, ways, False)[0]
     torch.mm(_rows(y), weights.out_proj.t(), out=_rows(mixed))
 
 
@@ -167,8 +170,7 @@ def block_forward(
     xhat, scale = fused.norm_into(stream, hidden, residual, eps, keep=keep)
     xhat = xhat.to(dtype)
     weights, A = Weights.pack(norm_weight, in_proj, out_proj, ways, dtype)
-    inputs, z, products = _forward_inputs(xhat, weights, A, ways)
-    y, ungated, states, _ = scan.scan_forward(inputs, z, True, False, True, False)
+    y, ungated, states, products = _scan(xhat, weights, A, ways, True)
     return functional.linear(y, weights.out_proj), stream, xhat, scale, *products, ungated, states, weights.packed, A
 
 
@@ -217,13 +219,13 @@ def block_backward(
     # To save memory u lies where z was, and where dx comes, which is written once nothing reads u any more. Further down, the
     # gradients of the deltas lie where the deltas were.
     fused.conv_into(dx, z, x, _taps(ways))
-    inputs = _scan_inputs((dx, z), products, weights, A, ways)
+    inputs, ready = _scan_inputs((dx, z), products, weights, A, ways)
     deltas = inputs[1 :: scan.PER_DIRECTION]
     dus = [torch.empty_like(dy) for _ in deltas]
     streams = [dus[0], deltas[0], dus[1], deltas[1]]
     dproducts = [torch.empty_like(product) for product in products]
     sums = [dproduct[..., weights.filled :] for dproduct in dproducts]
-    scan_parts = scan.scan_backward_into(streams, sums, dy, None, inputs, states, True, False)
+    scan_parts = scan.scan_backward_into(streams, sums, dy, None, inputs, states, True, False, ready)
     del dy, sums
     steps, dsteps = ([t[..., : weights.filled] for t in both] for both in (products, dproducts))
     step_parts = step_gradients(deltas, steps, weights.dt_proj, dsteps)[:, :, :rank]

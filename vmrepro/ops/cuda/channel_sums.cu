@@ -42,7 +42,9 @@ struct BackwardShared {
     float projections[2][SEGMENT * 2 * STATE];
     Source source[5];  // of this sequence and direction: u, delta, dy, B, C
     i64 first_sum;     // where in the parts of dB and dC those of this block begin
+#if !STEPS_READY
     float step[SEGMENT * LANES];
+#endif
 #if MATRIX_UNITS
     uint4 picks[2][8];
 #else
@@ -51,6 +53,15 @@ struct BackwardShared {
     __align__(16) saved_t slot[(CHUNK + 1) * LANES * SLOT];  // slot j: the state before step j; for block_sums then g of step j - 1
 };
 static_assert(sizeof(BackwardShared) == SHARED_BYTES, "layout.py counts the bytes of BackwardShared otherwise");
+
+// The size of the step in a row of the segment.
+INLINE float size_of(const BackwardShared &s, int buffer, int row, int lane) {
+#if STEPS_READY
+    return unpack_step(s.tile[buffer][2][row * LANES + lane]);
+#else
+    return s.step[row * LANES + lane];
+#endif
+}
 
 INLINE saved_t *slot_of(BackwardShared &s, int j, int lane) { return s.slot + (j * LANES + lane) * SLOT; }
 

@@ -12,7 +12,7 @@ IO = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 STATES = (8, 16, 32, 64)
 MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
-BLOCK_TIMES = {128: (0.339, 0.619), 64: (0.240, 0.370, 0.540, 0.712)}
+BLOCK_TIMES = {128: (0.295, 0.545), 64: (0.199, 0.302, 0.440, 0.597)}
 SOURCES, PICKS = 96, 256  # bytes of where a block of the backward pass finds its operands and results, and of what it sums with
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
@@ -67,12 +67,16 @@ class SummaryArgs(ctypes.Structure):
     _fields_ = (
         ("direction", Direction * 2),
         *_fields(Pointer, "dy state time"),
-        *_fields(Int, "batch length channels directions reverse split"),
+        *_fields(Int, "batch length channels directions reverse finer piece"),
     )
 
 
 class ChainArgs(ctypes.Structure):
-    _fields_ = (("A", Pointer * 2), *_fields(Pointer, "start time state"), *_fields(Int, "batch channels splits descending"))
+    _fields_ = (
+        ("A", Pointer * 2),
+        *_fields(Pointer, "start time state entering"),
+        *_fields(Int, "batch channels splits finer descending"),
+    )
 
 
 class JoinArgs(ctypes.Structure):
@@ -81,12 +85,14 @@ class JoinArgs(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Config:
-    """Compile-time sizes for operands of ``dtype`` and ``state`` states; ``vector``: all rows of u, delta and z are made of
-    aligned 16-byte pieces; ``words``: those of B and C of aligned words; ``widest``: channels of a block at most."""
+    """Compile-time sizes for operands of ``dtype`` and ``state`` states; ``ready``: delta holds packed step sizes; ``vector``:
+    all rows of u, delta and z are made of aligned 16-byte pieces; ``words``: those of B and C of aligned words; ``widest``:
+    channels of a block at most."""
 
     dtype: torch.dtype
     state: int
     softplus: bool = True
+    ready: bool = False
     vector: bool = True
     words: bool = True
     widest: int = 128
@@ -134,7 +140,8 @@ class Config:
     def backward_shared(self) -> int:
         """Bytes of BackwardShared in scan_backward.cu."""
         slot, more = (self.state * 2, PICKS) if self.matrix_units else ((self.state + 1) * 4, self.lanes * self.chunk * 4)
-        return self.shared(3) + SOURCES + more + self.lanes * (self.segment * 4 + (self.chunk + 1) * slot)
+        steps = 0 if self.ready else self.lanes * self.segment * 4
+        return self.shared(3) + SOURCES + more + steps + self.lanes * (self.chunk + 1) * slot
 
     @property
     def earlier_states(self) -> int:
@@ -164,9 +171,10 @@ def balanced(config: Config, channels: int, sequences: int, multiprocessors: int
     return replace(config, widest=min(times, key=times.get))
 
 
-def group(config: Config, blocks: int, multiprocessors: int) -> int:
-    """Steps of the forward pass whose step sizes are computed together: few where enough blocks hide each other's latency."""
-    return 2 if config.lanes == 64 and blocks > 2 * multiprocessors else 4
+def resident(config: Config, ways: int, blocks: int, multiprocessors: int) -> int:
+    """Blocks of the forward kernel that share a multiprocessor: one less than could, with more registers each, if so few do."""
+    most = config.forward_blocks // ways
+    return max(1, most - 1 if blocks <= (most - 1) * multiprocessors else most)
 
 
 @cache
@@ -179,19 +187,20 @@ def defines(config: Config, **more: int) -> tuple[tuple[str, int], ...]:
         ("CHUNK", config.chunk),
         ("MERGE", MERGE),
         ("SOFTPLUS", int(config.softplus)),
+        ("STEPS_READY", int(config.ready)),
         ("VECTOR", int(config.vector)),
         ("WORDS", int(config.words)),
         *more.items(),
     )
 
 
-def configure(inputs: list[Tensor], z: Tensor | None, softplus: bool) -> Config:
+def configure(inputs: list[Tensor], z: Tensor | None, softplus: bool, ready: bool = False) -> Config:
     """The sizes for these operands, with wide accesses where all of them allow it."""
     u, A = inputs[:3:2]
     rows = [t for i, t in enumerate(inputs) if i % PER_DIRECTION < 2] + ([] if z is None else [z])
     projections = [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
     vector = aligned(rows, 16) and u.shape[2] * u.itemsize % 16 == 0
-    return _config(u.dtype, A.shape[1], softplus, vector, aligned(projections, 4))
+    return _config(u.dtype, A.shape[1], softplus, ready, vector, aligned(projections, 4))
 
 
 def aligned(tensors: list[Tensor], size: int) -> bool:

@@ -13,7 +13,7 @@ from vmrepro.ops.cuda.layout import IO, Pointer, Stride, aligned
 THREADS = 256
 STEP_TOKENS, STEP_BLOCKS = 32, 2  # TOKENS of step_gradients.cu; blocks on a multiprocessor
 STEP_MATRIX = 384 * 16  # numbers of a matrix of step sizes that the registers hold
-LOGIT_TOKENS, LOGIT_PIECE, LOGIT_WARPS = 16, 64, 24  # TOKENS and PIECE of step_logits.cu; warps on a multiprocessor
+SIZE_TOKENS, SIZE_PIECE, SIZE_WARPS = 16, 64, 24  # TOKENS and PIECE of step_sizes.cu; warps on a multiprocessor
 
 
 class StepArgs(ctypes.Structure):
@@ -24,34 +24,35 @@ class StepArgs(ctypes.Structure):
     )
 
 
-class LogitArgs(ctypes.Structure):
+class StepSizeArgs(ctypes.Structure):
     _fields_ = (
-        *((name, Pointer * 2) for name in ("steps", "weight", "logits")),
+        *((name, Pointer * 2) for name in ("rows", "weight", "bias", "sizes")),
         *((name, Stride) for name in ("tokens", "pitch")),
     )
 
 
-def step_logits(steps: Sequence[Tensor], weight: Sequence[Tensor]) -> list[Tensor]:
-    """steps @ weight^T in both directions: (batch, length, channels).
+def step_sizes(rows: Sequence[Tensor], weight: Sequence[Tensor], bias: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+    """The scans' delta (batch, length, channels) in both directions, and whether it is ready.
 
-    steps: (batch, length, rank), parts of wider rows. weight: (channels, rank).
+    Ready, it is softplus(rows @ weight^T + bias) as pack_step of softplus.cu packs it; else it is rows @ weight^T, without bias.
+    rows: (batch, length, rank), parts of wider rows. weight: (channels, rank). bias: (channels,), in float32.
     """
-    (batch, length, _), (channels, rank) = steps[0].shape, weight[0].shape
-    bf16 = all(t.dtype == torch.bfloat16 for t in (*steps, *weight))
-    whole = rank in (8, 16) and channels % LOGIT_PIECE == 0 and channels <= LOGIT_PIECE * LOGIT_WARPS
+    (batch, length, _), (channels, rank) = rows[0].shape, weight[0].shape
+    bf16 = all(t.dtype == torch.bfloat16 for t in (*rows, *weight))
+    whole = rank in (8, 16) and channels % SIZE_PIECE == 0 and channels <= SIZE_PIECE * SIZE_WARPS
     # A lane reads a quarter of a row at a time.
-    if not (bf16 and whole and aligned([*steps, *(t.unsqueeze(0) for t in weight)], rank // 4 * 2)):
-        return [functional.linear(step, matrix) for step, matrix in zip(steps, weight, strict=True)]
-    logits = [step.new_empty((batch, length, channels)) for step in steps]
-    tokens, fit = batch * length, LOGIT_PIECE * LOGIT_WARPS // channels
-    blocks = min(-(-tokens // LOGIT_TOKENS), fit * driver.multiprocessors(weight[0].device) // 2)
-    pairs = ((Pointer * 2)(*(t.data_ptr() for t in pair)) for pair in (steps, weight, logits))
-    args = LogitArgs(*pairs, tokens, steps[0].stride(1))
-    macros = (("IO", IO[logits[0].dtype]), ("CHANNELS", channels), ("RANK", rank), ("BLOCKS", fit))
-    threads = channels // LOGIT_PIECE * 32
-    files = ("intrinsics.cu", "io.cu", "step_logits.cu")
-    driver.launch(files, "step_logits", macros, (max(blocks, 1), 2, 1), threads, 0, args, logits[0].device)
-    return logits
+    if not (bf16 and whole and aligned([*rows, *(t.unsqueeze(0) for t in weight)], rank // 4 * 2)):
+        return [functional.linear(row, matrix) for row, matrix in zip(rows, weight, strict=True)], False
+    sizes = [row.new_empty((batch, length, channels)) for row in rows]
+    tokens, fit = batch * length, SIZE_PIECE * SIZE_WARPS // channels
+    blocks = min(-(-tokens // SIZE_TOKENS), fit * driver.multiprocessors(weight[0].device) // 2)
+    pairs = ((Pointer * 2)(*(t.data_ptr() for t in pair)) for pair in (rows, weight, bias, sizes))
+    args = StepSizeArgs(*pairs, tokens, rows[0].stride(1))
+    macros = (("IO", IO[sizes[0].dtype]), ("CHANNELS", channels), ("RANK", rank), ("BLOCKS", fit))
+    threads = channels // SIZE_PIECE * 32
+    files = ("intrinsics.cu", "io.cu", "softplus.cu", "step_sizes.cu")
+    driver.launch(files, "step_sizes", macros, (max(blocks, 1), 2, 1), threads, 0, args, sizes[0].device)
+    return sizes, True
 
 
 def step_gradients(

@@ -6,6 +6,7 @@ A, B, C, D, delta_bias. The first direction runs forward in time unless ``revers
 
 import ctypes
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +28,16 @@ from vmrepro.ops.cuda.layout import (
     configure,
     defines,
     directions,
-    group,
+    resident,
 )
 from vmrepro.ops.cuda.operators import differentiable, operator
 
 THREADS = 256  # of the elementwise kernels
-BEFORE = {"gate.cu": (), "join.cu": (), "scan_backward.cu": ("scan_common.cu", "channel_sums.cu")}  # else scan_common.cu
+SCAN = ("softplus.cu", "scan_common.cu")
+BEFORE = {"gate.cu": (), "join.cu": (), "scan_backward.cu": (*SCAN, "channel_sums.cu")}  # else SCAN
 # A shorter split would spend more on joining than it gains.
 MIN_SPLIT_SEGMENTS = 4
+MOST_PIECES = 3
 # Blocks of one direction that keep a multiprocessor busy.
 FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 
@@ -42,7 +45,7 @@ FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 def _launch(
     file: str, kernel: str, macros, grid: tuple[int, int, int], threads: int, shared: int, args, device: torch.device
 ) -> None:
-    files = ("intrinsics.cu", "io.cu", *BEFORE.get(file, ("scan_common.cu",)), file)
+    files = ("intrinsics.cu", "io.cu", *BEFORE.get(file, SCAN), file)
     driver.launch(files, kernel, macros, grid, threads, shared, args, device)
 
 
@@ -54,45 +57,59 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _splits(config: Config, u: Tensor, blocks: int, per_multiprocessor: int, enough: int) -> tuple[int, int]:
-    """(parts in which to cut time, segments of a part), for so many ``blocks`` of one direction.
+class Parts(NamedTuple):
+    """Time cut in ``count`` parts of ``segments`` segments; what enters them is found by pieces, ``finer`` of a part."""
+
+    count: int
+    segments: int
+    finer: int
+
+
+def _parts(config: Config, u: Tensor, blocks: int, per_multiprocessor: int, enough: int) -> Parts:
+    """How to cut time for so many ``blocks`` of one direction.
 
     A part costs nearly as much again to find what enters it, so time stays whole if the blocks fill half of the GPU, of which
-    ``enough`` on a multiprocessor keep it busy.
+    ``enough`` on a multiprocessor keep it busy. Pieces are such that the busiest multiprocessor has little more than the others.
     """
     segments, multiprocessors = _ceil(u.shape[1], config.segment), driver.multiprocessors(u.device)
     slots = multiprocessors * per_multiprocessor
     whole = 2 * blocks >= multiprocessors * enough
     wanted = 1 if whole else max(1, min(slots // blocks, segments // MIN_SPLIT_SEGMENTS))
     split = _ceil(segments, wanted)
-    return _ceil(segments, split), split
+    summaries = blocks * (_ceil(segments, split) - 1)
+    choices = range(1, 1 + max(1, min(MOST_PIECES, split // MIN_SPLIT_SEGMENTS)))
+    finer = min(choices, key=lambda n: _ceil(summaries * n, multiprocessors) / n)
+    split = _ceil(split, finer) * finer
+    return Parts(_ceil(segments, split), split, finer)
 
 
 def _entering(
-    inputs: list[Tensor], config: Config, reverse: bool, parts: int, split: int, start: Tensor | None, dy: Tensor | None = None
+    inputs: list[Tensor], config: Config, reverse: bool, parts: Parts, start: Tensor | None, dy: Tensor | None = None
 ) -> Tensor | None:
     """What enters each part of time: (directions, parts, batch, channels, state), the state or, with ``dy``, its gradient.
 
     start: what enters the first part visited, of one direction, or None for zeros. With one part this is all there is.
     """
-    if parts == 1:
+    if parts.count == 1:
         return start
     u, ways = inputs[0], len(inputs) // PER_DIRECTION
     (batch, length, channels), state = u.shape, config.state
-    time = u.new_empty((ways, parts, batch, channels), dtype=torch.float32)
-    states = time.new_empty((ways, parts, batch, channels, state))
-    pointers = (_pointer(dy), states.data_ptr(), time.data_ptr())
-    args = SummaryArgs(directions(inputs), *pointers, batch, length, channels, ways, reverse, split)
+    time = u.new_empty((ways, parts.count * parts.finer, batch, channels), dtype=torch.float32)
+    added = time.new_empty((*time.shape, state))
+    entering = time.new_empty((ways, parts.count, batch, channels, state))
+    pointers, piece = (_pointer(dy), added.data_ptr(), time.data_ptr()), parts.segments // parts.finer
+    args = SummaryArgs(directions(inputs), *pointers, batch, length, channels, ways, reverse, parts.finer, piece)
     kernel = "scan_summary" if dy is None else "scan_summary_gradient"
-    grid = (_ceil(channels, config.lanes), batch, ways * (parts - 1))
+    grid = (_ceil(channels, config.lanes), batch, ways * (parts.count - 1) * parts.finer)
     _launch("scan_split.cu", kernel, defines(config), grid, config.lanes, config.shared(2), args, u.device)
     backward_in_time = (reverse, True)
     descending = sum(1 << way for way in range(ways) if backward_in_time[way] == (dy is None))
     rates = (ctypes.c_void_p * 2)(*(inputs[2 + way * PER_DIRECTION].data_ptr() for way in range(ways)))
-    args = ChainArgs(rates, _pointer(start), time.data_ptr(), states.data_ptr(), batch, channels, parts, descending)
+    pointers = (_pointer(start), time.data_ptr(), added.data_ptr(), entering.data_ptr())
+    args = ChainArgs(rates, *pointers, batch, channels, parts.count, parts.finer, descending)
     grid = (_ceil(channels * state, THREADS), batch, ways)
     _launch("scan_split.cu", "scan_chain", defines(config), grid, THREADS, 0, args, u.device)
-    return states
+    return entering
 
 
 def room_to_save(inputs: list[Tensor], z: Tensor | None, save: bool, last: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,25 +131,32 @@ def scan_forward(
     inputs: list[Tensor], z: Tensor | None, softplus: bool, reverse: bool, save: bool, last: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, y before the gate, saved states, last state); the latter three are empty unless ``save`` or ``last`` asks for them."""
+    return run_forward(inputs, z, softplus, reverse, save, last)
+
+
+def run_forward(
+    inputs: list[Tensor], z: Tensor | None, softplus: bool, reverse: bool, save: bool, last: bool, ready: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``scan_forward`` for another operator; ``ready``: delta is what ``products.step_sizes`` makes."""
     u, ways = inputs[0], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
     out = u.new_empty(u.shape)
     ungated, states, last_state = room_to_save(inputs, z, save, last)
-    config = configure(inputs, z, softplus)
+    config = configure(inputs, z, softplus, ready)
     blocks = _ceil(channels, config.lanes)
-    parts, split = _splits(config, u, blocks * batch * ways, config.forward_blocks, FORWARD_ENOUGH)
-    initial = _entering(inputs, config, reverse, parts, split, None)
-    if parts == 1 and ways == 2:
+    parts = _parts(config, u, blocks * batch * ways, config.forward_blocks, FORWARD_ENOUGH)
+    initial = _entering(inputs, config, reverse, parts, None)
+    if parts.count == 1 and ways == 2:
         config = balanced(config, channels, batch, driver.multiprocessors(u.device))
         blocks = _ceil(channels, config.lanes)
     gate = (None, 0, 0) if z is None else (z.data_ptr(), *z.stride()[:2])
     pointers = (out.data_ptr(), *map(_pointer, (ungated, states, initial, last_state)))
-    args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, split)
+    args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, reverse, parts.segments)
     shared = ways * config.shared(4)
-    grid = (blocks, batch, parts)
-    together = group(config, math.prod(grid), driver.multiprocessors(u.device))
-    choices = {"DIRECTIONS": ways, "GATE": int(z is not None), "KEEP": int(save), "GROUP": together, "SHARED_BYTES": shared}
-    macros = defines(config, FORWARD_BLOCKS=config.forward_blocks // ways, **choices)
+    grid = (blocks, batch, parts.count)
+    together = resident(config, ways, math.prod(grid), driver.multiprocessors(u.device))
+    choices = {"DIRECTIONS": ways, "GATE": int(z is not None), "KEEP": int(save), "SHARED_BYTES": shared}
+    macros = defines(config, FORWARD_BLOCKS=together, **choices)
     _launch("scan_forward.cu", "scan_forward", macros, grid, ways * config.lanes, shared, args, u.device)
     return out, ungated, states, last_state
 
@@ -191,26 +215,27 @@ def scan_backward_into(
     states: Tensor,
     softplus: bool,
     reverse: bool,
+    ready: bool = False,
 ) -> Tensor:
     """Fills du and ddelta of each direction, and dB and dC side by side; returns parts of the parameters' gradients.
 
     projections: for each direction (batch, length, 2 * state), maybe a part of wider rows. dy: the gradient before the gate. A
-    ddelta may be the delta itself: a block reads its steps before it writes them. The parts, (parts, directions, state + 2,
-    channels), are still to be added.
+    ddelta may be the delta itself: a block reads its steps before it writes them. ``ready`` as in ``run_forward``. The parts,
+    (parts, directions, state + 2, channels), are still to be added.
     """
     u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
-    config = configure(inputs, None, softplus)
+    config = configure(inputs, None, softplus, ready)
     blocks = _ceil(channels, config.lanes)
-    parts, split = _splits(config, u, blocks * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
-    carry = _entering(inputs, config, reverse, parts, split, dlast, dy)
+    parts = _parts(config, u, blocks * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
+    carry = _entering(inputs, config, reverse, parts, dlast, dy)
     sums = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
-    parameters = sums.new_empty((parts * batch, ways, state + 2, channels))
+    parameters = sums.new_empty((parts.count * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
-    grid, shared = (blocks, batch, ways * parts), config.backward_shared
+    grid, shared = (blocks, batch, ways * parts.count), config.backward_shared
     earlier = states.new_empty((math.prod(grid), config.earlier_states))
     pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), sums.data_ptr(), parameters.data_ptr(), earlier.data_ptr())
-    args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, split)
+    args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, parts.segments)
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)
     _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
     targets, rows = (ctypes.c_void_p * 2)(*(t.data_ptr() for t in projections)), batch * length

@@ -14,6 +14,7 @@ struct Walk {
     float D, bias, dD, dbias;
 };
 
+#if !STEPS_READY
 // Step sizes of a segment. A chunk is read before any of it is written: its steps then hide each other's latency.
 INLINE void step_sizes(BackwardShared &s, float bias, int buffer, Steps steps, int limit, int lane) {
 #pragma unroll 1
@@ -33,17 +34,32 @@ INLINE void step_sizes(BackwardShared &s, float bias, int buffer, Steps steps, i
     }
     __syncwarp();  // the deltas are read: sums may take their place
 }
+#endif
+
+// As ``advance``, in the order that suits the compiler here.
+INLINE void replay_step(float (&h)[STATE], const float (&A2)[STATE], float dt, float dtu, const float *B) {
+    float decay[STATE];
+    decays(decay, A2, dt);
+#pragma unroll
+    for (int n = 0; n < STATE; n += 4) {
+        float4 b = *(const float4 *)(B + n);
+        h[n] = decay[n] * h[n] + dtu * b.x;
+        h[n + 1] = decay[n + 1] * h[n + 1] + dtu * b.y;
+        h[n + 2] = decay[n + 2] * h[n + 2] + dtu * b.z;
+        h[n + 3] = decay[n + 3] * h[n + 3] + dtu * b.w;
+    }
+}
 
 // One chunk of the replay, from row first of the segment on; each state goes to slots, one step's ``pitch`` from the next's. A step's
 // reads come before the write of the state that it starts from, since the compiler does not know that they are apart.
 INLINE void replay_chunk(BackwardShared &s, const Walk &w, float (&h)[STATE], int buffer, int first, saved_t *slots, int pitch, int swap,
                          int gap, int lane) {
     const io_t *u = s.tile[buffer][0] + first * LANES + lane;
-    const float *B = s.projections[buffer] + first * 2 * STATE, *step = s.step + first * LANES + lane;
+    const float *B = s.projections[buffer] + first * 2 * STATE;
     float dt[CHUNK], dtu[CHUNK];
 #pragma unroll
     for (int j = 0; j < CHUNK; ++j) {
-        dt[j] = step[j * LANES];
+        dt[j] = size_of(s, buffer, first + j, lane);
         dtu[j] = dt[j] * widen(u[j * LANES]);
     }
 #pragma unroll
@@ -52,9 +68,7 @@ INLINE void replay_chunk(BackwardShared &s, const Walk &w, float (&h)[STATE], in
 #pragma unroll
         for (int n = 0; n < STATE; n += 4) *(float4 *)(B_now + n) = *(const float4 *)(B + j * 2 * STATE + n);
         store_state(slots + j * pitch, pack_state(h), swap, gap);
-        float decay[STATE];
-        decays(decay, w.A2, dt[j]);
-        advance(h, decay, dtu[j], B_now);
+        replay_step(h, w.A2, dt[j], dtu[j], B_now);
     }
 }
 
@@ -92,36 +106,31 @@ INLINE void restore_chunk(BackwardShared &s, const saved_t *earlier, int lane) {
 
 struct Operands {
     SavedState h;
-    float dt, u;
+    float dt, u, slope;  // slope: of the step size by its logit
     io_t dy;
 };
 
 // Back over one step.
 INLINE void walk_step(Walk &w, float (&g)[STATE], const Operands &o, const float *B, bool counts, io_t *du, io_t *ddelta) {
     const float *C = B + STATE;
-    float dy = widen(o.dy), h[STATE], gB = 0.f, Ap = 0.f, gB2 = 0.f, Ap2 = 0.f;
+    float dy = widen(o.dy), h[STATE], decay[STATE], gB = 0.f, Ap = 0.f;
     unpack_state(h, o.h);
+    decays(decay, w.A2, o.dt);
 #pragma unroll
-    for (int n = 0; n < STATE; n += 4) {
-        float4 b = *(const float4 *)(B + n), c = *(const float4 *)(C + n);
-        float decay[4], bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
-#pragma unroll
-        for (int k = 0; k < 4; ++k) decay[k] = exp2_fast(o.dt * w.A2[n + k]);
+    for (int n = STATE - 4; n >= 0; n -= 4) {
+        float4 c = *(const float4 *)(C + n), b = *(const float4 *)(B + n);
+        float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             g[n + k] = cs[k] * dy + w.carry[n + k];
-            w.carry[n + k] = decay[k] * g[n + k];
+            w.carry[n + k] = decay[n + k] * g[n + k];
             float grad = w.carry[n + k] * h[n + k];
             w.dA[n + k] += o.dt * grad;
-            (k % 2 ? gB : gB2) += g[n + k] * bs[k];
-            (k % 2 ? Ap : Ap2) += w.A2[n + k] * grad;
+            gB += g[n + k] * bs[k];
+            Ap += w.A2[n + k] * grad;
         }
     }
-    gB += gB2;
-    float slope = o.u * gB + (Ap + Ap2) * LN2;
-#if SOFTPLUS
-    slope *= softplus_slope(o.dt);
-#endif
+    float slope = (o.u * gB + Ap * LN2) * o.slope;
     w.dD += dy * o.u;
     w.dbias += SOFTPLUS || counts ? slope : 0.f;  // past the end the slope of softplus is 0
     store_if(counts, du, narrow(o.dt * gB + w.D * dy));
@@ -144,7 +153,13 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
                        int first_row, Steps steps, int limit, int lane) {
     const int last = CHUNK - 2, swap = lane >> 2 & 1;
     io_t *tile = s.tile[buffer][0] + (first_row + last) * LANES;
-    const float *B = s.projections[buffer] + (first_row + last) * 2 * STATE, *step = s.step + (first_row + last) * LANES + lane;
+    const float *B = s.projections[buffer] + (first_row + last) * 2 * STATE;
+#if STEPS_READY
+    auto size = [&](int i) { return unpack_step(tile[2 * DY + i * LANES + lane]); };  // of the pair's step i
+#else
+    const float *step = s.step + (first_row + last) * LANES + lane;
+    auto size = [&](int i) { return step[i * LANES]; };
+#endif
     saved_t *slot = slot_of(s, last, lane);
     int time = steps.start + (CHUNK - 1) * steps.sign;
     i64 at = first + (i64)time * p.channels, stride = (i64)steps.sign * p.channels;
@@ -152,7 +167,7 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
     Operands operands[2];  // dt and dy, which the arithmetic starts from, are read a pair ahead
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        operands[i].dt = step[i * LANES];
+        operands[i].dt = size(i);
         operands[i].dy = tile[DY + i * LANES + lane];
     }
 #if MATRIX_UNITS
@@ -161,7 +176,7 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
 #endif
 #pragma unroll 1
     for (int pair = last; pair >= 0; pair -= 2) {
-        float g[2][STATE];
+        float g[2][STATE], dtu[2];
 #if MATRIX_UNITS
         __syncwarp();  // the slots are filled, and the dy of this pair are read: sums may take their place
 #endif
@@ -170,22 +185,16 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
             const io_t *u = tile + i * LANES + lane;
             operands[i].h = fetch_state(slot + i * LANES * SLOT, swap, HALF_STATE);
             operands[i].u = widen(*u);
+            dtu[i] = operands[i].dt * operands[i].u;
         }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) operands[i].slope = SOFTPLUS ? softplus_slope(operands[i].dt) : 1.f;
         walk_step(w, g[1], operands[1], B + 2 * STATE, time < limit, du, ddelta);
-#if MATRIX_UNITS
-        float sum_C = sums_of_slots(rows, tile + DY, lane);
-#endif
         walk_step(w, g[0], operands[0], B, time - steps.sign < limit, du - stride, ddelta - stride);
         const int back = pair ? 2 : 0;
-        float dtu[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            dtu[i] = operands[i].dt * operands[i].u;
-            operands[i].dt = step[(i - back) * LANES];
-            operands[i].dy = tile[DY + (i - back) * LANES + lane];
-        }
 #if MATRIX_UNITS
-        float sum_B = sum_of_step(dtu[0], g[0], picks, lane), sum_B2 = sum_of_step(dtu[1], g[1], picks, lane);
+        float sum_C = sums_of_slots(rows, tile + DY, lane);
+        float sum_B2 = sum_of_step(dtu[1], g[1], picks, lane), sum_B = sum_of_step(dtu[0], g[0], picks, lane);
         put_sums(tile + 2 * DY, lane & 2 ? sum_B2 : sum_B, lane);
         put_sums(tile + DY, sum_C, lane);
         rows -= 2 * LANES * SLOT;
@@ -193,10 +202,17 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
 #pragma unroll
         for (int i = 1; i >= 0; --i) store_state(slot + (i + 1) * LANES * SLOT, pack_state(g[i]), swap, HALF_STATE);
 #endif
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            operands[i].dt = size(i - back);
+            operands[i].dy = tile[DY + (i - back) * LANES + lane];
+        }
         slot -= 2 * LANES * SLOT;
         tile -= 2 * LANES;
         B -= 4 * STATE;
+#if !STEPS_READY
         step -= 2 * LANES;
+#endif
         time -= 2 * steps.sign;
         du -= 2 * stride;
         ddelta -= 2 * stride;
@@ -265,7 +281,9 @@ extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backwa
         __syncthreads();
         if (left > 1) stage_backward(s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), place);
         Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
+#if !STEPS_READY
         step_sizes(s, w.bias, buffer, steps, limit, lane);
+#endif
         // Past the end there are no steps: the last chunks of a segment that runs forward, the first of one that runs backward.
         int top = backward ? MERGE - 1 : min(MERGE - 1, (p.length - 1 - segment * SEGMENT) / CHUNK);
         replay_segment(s, w, entering, buffer, top, earlier, lane);
@@ -276,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backwa
             if (part < top) restore_chunk(s, earlier + part * CHUNK * LANES * STATE, lane);
 #if !MATRIX_UNITS
             for (int j = 0; j < CHUNK; ++j)
-                s.dtu[j * LANES + lane] = s.step[(first_row + j) * LANES + lane] * widen(s.tile[buffer][0][(first_row + j) * LANES + lane]);
+                s.dtu[j * LANES + lane] = size_of(s, buffer, first_row + j, lane) * widen(s.tile[buffer][0][(first_row + j) * LANES + lane]);
             block_sums<false>(s, buffer, first_row, p.projections + s.first_sum + STATE, chunk, p.length, lane);
 #endif
             walk_chunk(p, s, w, p.gradient[way], first, buffer, first_row, chunk, limit, lane);

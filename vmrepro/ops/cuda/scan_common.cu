@@ -1,8 +1,9 @@
 // What both passes of the selective scan share.
 //
 // Compile-time: IO as in io.cu, STATE states per channel, LANES channels of a block, CHUNK steps staged at a time,
-// MERGE chunks between two saved states, SOFTPLUS 1 where it is applied to the step size, VECTOR 1 where every row of u,
-// delta and z is made of aligned 16-byte pieces, WORDS 1 where every row of B and C is made of aligned words.
+// MERGE chunks between two saved states, SOFTPLUS 1 where it is applied to the step size, STEPS_READY 1 where delta is not a logit but what
+// pack_step made of the step size (the gradient is the logit's all the same), VECTOR 1 where every row of u, delta and z is made of
+// aligned 16-byte pieces, WORDS 1 where every row of B and C is made of aligned words.
 //
 // One thread owns one channel of one sequence and direction, with all its states in registers. Chunks are aligned in time, also
 // for the direction that runs backward; row j of a staged chunk is its j-th step in the order of the scan. A step past the end has
@@ -10,6 +11,7 @@
 
 // With bf16 operands and 16 states, saved states are bf16 and the sums over channels run on the tensor cores.
 #define MATRIX_UNITS (STATE == 16 && IO == 0)
+static_assert(!STEPS_READY || (SOFTPLUS && IO == 0), "step_sizes.cu makes no others");
 #define SEGMENT (CHUNK * MERGE)
 #define HALF_STATE (STATE / 2)
 
@@ -25,21 +27,11 @@ struct Direction {
     i64 u_batch, u_time, delta_batch, delta_time, B_batch, B_time, C_batch, C_time;
 };
 
-// log(1 + exp(x)), to the relative accuracy that small step sizes need.
-INLINE float softplus(float x) {
-    float e = exp2_fast(-fabsf(x) * LOG2E);
-    float series = e * (1.f - e * (0.5f - e * (1.f / 3.f - e * 0.25f)));
-    return fmaxf(x, 0.f) + (e < 0.03125f ? series : log2_fast(1.f + e) * LN2);
-}
-
-// The derivative of softplus where it took the value y: 1 - exp(-y).
-INLINE float softplus_slope(float y) {
-    float series = y * (1.f - y * (0.5f - y * (1.f / 6.f - y * (1.f / 24.f))));
-    return y < 0.0625f ? series : 1.f - exp2_fast(-y * LOG2E);
-}
-
 // Step size from its logit; 0 for a step that does not count.
 INLINE float step_size(io_t delta, float bias, bool counts) {
+#if STEPS_READY
+    return unpack_step(delta);  // what is staged for a step that does not count is 0
+#endif
     float dt = widen(delta) + bias;
 #if SOFTPLUS
     dt = softplus(dt);
@@ -183,19 +175,21 @@ INLINE void unpack_state(float (&h)[STATE], const SavedState &state) {
 #endif
 }
 
-// One step of the recurrence, h = decay h + dtu B.
-INLINE void advance(float (&h)[STATE], const float (&decay)[STATE], float dtu, const float *B) {
+// The decays of TOGETHER states from n on.
+template <int TOGETHER>
+INLINE void decays(float (&decay)[TOGETHER], const float (&A2)[STATE], float dt, int n = 0) {
 #pragma unroll
-    for (int n = 0; n < STATE; n += 4) {
-        float4 b = *(const float4 *)(B + n);
-        h[n] = decay[n] * h[n] + dtu * b.x;
-        h[n + 1] = decay[n + 1] * h[n + 1] + dtu * b.y;
-        h[n + 2] = decay[n + 2] * h[n + 2] + dtu * b.z;
-        h[n + 3] = decay[n + 3] * h[n + 3] + dtu * b.w;
-    }
+    for (int i = 0; i < TOGETHER; ++i) decay[i] = exp2_fast(dt * A2[n + i]);
 }
 
-INLINE void decays(float (&decay)[STATE], const float (&A2)[STATE], float dt) {
+// One step of the recurrence, h = decay h + dtu B, with the decays of TOGETHER states before what they multiply.
+template <int TOGETHER>
+INLINE void advance(float (&h)[STATE], const float (&A2)[STATE], float dt, float dtu, const float *B) {
 #pragma unroll
-    for (int n = 0; n < STATE; ++n) decay[n] = exp2_fast(dt * A2[n]);
+    for (int n = 0; n < STATE; n += TOGETHER) {
+        float decay[TOGETHER];
+        decays(decay, A2, dt, n);
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) h[n + i] = decay[i] * h[n + i] + dtu * B[n + i];
+    }
 }

@@ -4,8 +4,10 @@
 // each writes its own y of the half it sees first, and adds it to the other's in the half it sees second. So both directions
 // cost one launch, and no step is gated or rounded for output twice.
 //
-// Compile-time besides scan_common.cu: DIRECTIONS 1 or 2, GATE 1 with z, KEEP 1 to save what the backward pass needs, GROUP steps
-// whose step sizes are computed together.
+// Compile-time besides scan_common.cu: DIRECTIONS 1 or 2, GATE 1 with z, KEEP 1 to save what the backward pass needs, FORWARD_BLOCKS
+// on a multiprocessor.
+
+#define GROUP 4  // steps whose step sizes and gates are computed together, to hide each other's latency
 
 struct ForwardArgs {
     Direction direction[2];
@@ -50,20 +52,22 @@ INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c
             out += GROUP * stride;
             continue;
         }
-        float u[GROUP], dt[GROUP];
+        float u[GROUP], dt[GROUP], gate[GROUP];
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
             int cell = (group + i) * LANES + lane;
             u[i] = widen(tiles.u[cell]);
             dt[i] = step_size(tiles.delta[cell], c.bias, time + i * steps.sign < limit);
+            if (FINAL && GATE) {
+                float z = widen(tiles.z[cell]);
+                gate[i] = z * sigmoid(z);
+            }
         }
 #pragma unroll
         for (int i = 0; i < GROUP; ++i, time += steps.sign, out += stride) {
             int cell = (group + i) * LANES + lane;
             const float *B = tiles.projections + (group + i) * 2 * STATE, *C = B + STATE;
-            float decay[STATE];
-            decays(decay, c.A2, dt[i]);
-            advance(c.h, decay, dt[i] * u[i], B);
+            advance<8>(c.h, c.A2, dt[i], dt[i] * u[i], B);
             float y = (FINAL && DIRECTIONS == 2 ? widen(tiles.other[cell]) : 0.f) + c.D * u[i], y2 = 0.f;
 #pragma unroll
             for (int n = 0; n < STATE; n += 4) {
@@ -75,10 +79,7 @@ INLINE void forward_segment(const ForwardArgs &p, const Tiles &tiles, Channel &c
             }
             y += y2;
             if (FINAL && KEEP && GATE) store_if(time < limit, p.ungated + out, narrow(y));
-            if (FINAL && GATE) {
-                float z = widen(tiles.z[cell]);
-                y *= z * sigmoid(z);
-            }
+            if (FINAL && GATE) y *= gate[i];
             store_if(time < limit, (FINAL ? p.out : partial_sums(p)) + out, narrow(y));
         }
     }

@@ -1,14 +1,19 @@
 // What lets a scan be cut in time where channels and sequences alone would leave the GPU idle.
 //
-// A split acts on the state as h -> exp(A sum dt) h + s. scan_summary and scan_summary_gradient give s, from zero, and sum dt;
-// scan_chain then gives the state entering each split. For the gradient the same holds backwards, with g -> a (g + C dy).
+// A piece of time acts on the state as h -> exp(A sum dt) h + s. scan_summary and scan_summary_gradient give s, from zero, and sum dt of
+// each piece, ``finer`` of which make a split; scan_chain then gives the state entering each split. For the gradient the same holds
+// backwards, with g -> a (g + C dy).
+
+// On a multiprocessor, so that the compiler keeps to the registers there are.
+#define SUMMARY_BLOCKS (STATE <= 16 ? 4 : 1)
 
 struct SummaryArgs {
     Direction direction[2];
     const io_t *dy;  // (batch, length, channels), for the gradient
-    float *state;    // (directions, splits, batch, channels, STATE)
-    float *time;     // (directions, splits, batch, channels): sum of dt
-    int batch, length, channels, directions, reverse, split;
+    float *state;    // (directions, pieces, batch, channels, STATE)
+    float *time;     // (directions, pieces, batch, channels): sum of dt
+    int batch, length, channels, directions, reverse, finer;
+    int piece;  // segments of a block; the grid's last axis is (pieces of all splits but one, directions)
 };
 
 struct SummaryShared {
@@ -27,7 +32,7 @@ INLINE void stage_summary(const SummaryArgs &p, const Direction &d, SummaryShare
 
 template <bool GRADIENT>
 INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
-    int way = blockIdx.z % p.directions, lane = threadIdx.x, splits = gridDim.z / p.directions + 1;
+    int way = blockIdx.z % p.directions, lane = threadIdx.x, pieces = gridDim.z / p.directions + p.finer;
     Place at = {(int)blockIdx.y, (int)blockIdx.x * LANES, lane, p.length, p.channels};
     const Direction &d = p.direction[way];
     int channel = at.first_channel + lane;
@@ -38,56 +43,56 @@ INLINE void summary(const SummaryArgs &p, SummaryShared &s) {
     load_decay_rates(A2, d.A, channel, inside);
 
     // The split visited last hands nothing on.
-    int part = blockIdx.z / p.directions + backward, segments = (p.length + SEGMENT - 1) / SEGMENT;
-    int begin = part * p.split, end = min(begin + p.split, segments);
+    int piece = blockIdx.z / p.directions + (backward ? p.finer : 0), segments = (p.length + SEGMENT - 1) / SEGMENT;
+    int begin = piece * p.piece, end = min(begin + p.piece, segments);  // past the last segment there is nothing in a piece
     int segment = backward ? end - 1 : begin, step = backward ? -1 : 1, buffer = 0;
-    stage_summary<GRADIENT>(p, d, s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), at);
+    if (begin < end) stage_summary<GRADIENT>(p, d, s, 0, steps_of(segment * SEGMENT, SEGMENT, backward), at);
     for (int left = end - begin; left > 0; --left, segment += step, buffer ^= 1) {
         copy_wait();
         widen_projections<SEGMENT>(s.projections[buffer], s.raw, lane);
         __syncthreads();
         if (left > 1) stage_summary<GRADIENT>(p, d, s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), at);
         int time = steps_of(segment * SEGMENT, SEGMENT, backward).start;
-#pragma unroll 4
+#pragma unroll (256 / STATE)
         for (int j = 0; j < SEGMENT; ++j, time += step) {
             float dt = step_size(s.delta[buffer][j * LANES + lane], bias, time < limit), x = widen(s.x[buffer][j * LANES + lane]);
             const float *B = s.projections[buffer] + j * 2 * STATE, *C = B + STATE;
-            float decay[STATE];
             total += dt;
-            decays(decay, A2, dt);
             if (!GRADIENT) {
-                advance(h, decay, dt * x, B);
+                advance<8>(h, A2, dt, dt * x, B);
                 continue;
             }
+            float decay[STATE];
+            decays(decay, A2, dt);
 #pragma unroll
             for (int n = 0; n < STATE; ++n) h[n] = decay[n] * (h[n] + C[n] * x);
         }
     }
     if (!inside) return;
-    i64 row = (((i64)way * splits + part) * p.batch + at.batch) * p.channels + channel;
+    i64 row = (((i64)way * pieces + piece) * p.batch + at.batch) * p.channels + channel;
     p.time[row] = total;
 #pragma unroll
     for (int n = 0; n < STATE; ++n) p.state[row * STATE + n] = h[n];
 }
 
-extern "C" __global__ void __launch_bounds__(LANES) scan_summary(const __grid_constant__ SummaryArgs p) {
+extern "C" __global__ void __launch_bounds__(LANES, SUMMARY_BLOCKS) scan_summary(const __grid_constant__ SummaryArgs p) {
     extern __shared__ __align__(16) char shared[];
     summary<false>(p, *(SummaryShared *)shared);
 }
 
-extern "C" __global__ void __launch_bounds__(LANES) scan_summary_gradient(const __grid_constant__ SummaryArgs p) {
+extern "C" __global__ void __launch_bounds__(LANES, SUMMARY_BLOCKS) scan_summary_gradient(const __grid_constant__ SummaryArgs p) {
     extern __shared__ __align__(16) char shared[];
     summary<true>(p, *(SummaryShared *)shared);
 }
 
-#define CHAIN 8  // splits that a thread reads ahead
+#define CHAIN 8  // pieces that a thread reads ahead
 
 struct ChainArgs {
-    const float *A[2];   // (channels, STATE) of each direction
-    const float *start;  // (batch, channels, STATE): what enters the first split, of one direction; or null for 0
-    const float *time;   // as in SummaryArgs
-    float *state;        // in: what each split adds; out: what enters it
-    int batch, channels, splits, descending;  // descending: bit w set where direction w visits the last split first
+    const float *A[2];          // (channels, STATE) of each direction
+    const float *start;         // (batch, channels, STATE): what enters the first split, of one direction; or null for 0
+    const float *time, *state;  // as in SummaryArgs
+    float *entering;            // (directions, splits, batch, channels, STATE)
+    int batch, channels, splits, finer, descending;  // descending: bit w set where direction w visits the last split first
 };
 
 extern "C" __global__ void __launch_bounds__(256) scan_chain(const __grid_constant__ ChainArgs p) {
@@ -95,23 +100,31 @@ extern "C" __global__ void __launch_bounds__(256) scan_chain(const __grid_consta
     if (i >= p.channels * STATE) return;
     bool descending = p.descending >> way & 1;
     float rate = p.A[way][i] * LOG2E, h = p.start ? p.start[(i64)batch * p.channels * STATE + i] : 0.f;
-    i64 pitch = (i64)p.batch * p.channels, row = ((i64)way * p.splits + (descending ? p.splits - 1 : 0)) * pitch + (i64)batch * p.channels;
+    i64 pitch = (i64)p.batch * p.channels, from = (i64)way * p.splits, to = from + (descending ? p.splits - 1 : 0);
+    from = (from * p.finer + (descending ? p.splits * p.finer - 1 : 0)) * pitch + (i64)batch * p.channels;
+    to = to * pitch + (i64)batch * p.channels;
     if (descending) pitch = -pitch;
-    // Several splits are read before any is written: the compiler does not know that they are apart. Of the last there is nothing to
-    // read, and what is read in its place goes nowhere.
-    for (int first = 0; first < p.splits; first += CHAIN) {
+    // What the last split hands on is not known: what is read in its place goes nowhere.
+    const int count = (p.splits - 1) * p.finer;
+    int left = 0;  // pieces before the next split
+    for (int first = 0; first <= count; first += CHAIN) {
         float time[CHAIN], added[CHAIN];
 #pragma unroll
         for (int k = 0; k < CHAIN; ++k) {
-            i64 from = row + min(k, p.splits - 2 - first) * pitch;
-            time[k] = p.time[from + i / STATE];
-            added[k] = p.state[from * STATE + i];
+            i64 row = from + min(k, count - 1 - first) * pitch;
+            time[k] = p.time[row + i / STATE];
+            added[k] = p.state[row * STATE + i];
         }
 #pragma unroll
-        for (int k = 0; k < CHAIN; ++k, row += pitch) {
-            if (first + k >= p.splits) break;
-            p.state[row * STATE + i] = h;
+        for (int k = 0; k < CHAIN; ++k, --left) {
+            if (left == 0) {
+                p.entering[to * STATE + i] = h;
+                to += pitch;
+                left = p.finer;
+            }
+            if (first + k >= count) break;
             h = exp2_fast(rate * time[k]) * h + added[k];
         }
+        from += CHAIN * pitch;
     }
 }
