@@ -74,16 +74,18 @@ def test_time_cut_in_parts(folder, monkeypatch, length, decay):
     assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
 
 
-@pytest.mark.parametrize("parts", [(4, 2, 2), (3, 3, 3), (2, 6, 3), (7, 1, 1)])
-def test_what_enters_a_part_is_found_by_pieces(emulator, monkeypatch, parts):
-    """Seven segments: the last part is short, and of its pieces some have nothing in them."""
+@pytest.mark.parametrize(
+    ("length", "parts"), [(100, (4, 2, 2)), (100, (3, 3, 3)), (100, (2, 6, 3)), (100, (7, 1, 1)), (150, (5, 2, 2))]
+)
+def test_what_enters_a_part_is_found_by_pieces(emulator, monkeypatch, length, parts):
+    """Of 7 segments the last part is short, and some of its pieces have nothing in them; of 10 the pieces before it are 8."""
     monkeypatch.setattr(scan, "_parts", lambda *_: scan.Parts(*parts))
-    judge(call(cuda.bidirectional_scan), call(definition), two_ways(100, torch.bfloat16, "near_one"), torch.bfloat16, "cpu")
+    judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, "near_one"), torch.bfloat16, "cpu")
     options = {"delta_softplus": True, "reverse": True, "return_last_state": True}
     judge(
         lambda **x: cuda.selective_scan(**x, **options),
         lambda **x: selective_scan(**x, **options, backend="reference"),
-        scan_inputs(100, torch.float32, "near_one"),
+        scan_inputs(length, torch.float32, "near_one"),
         torch.float32,
         "cpu",
     )
