@@ -178,7 +178,7 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
     for (int pair = last; pair >= 0; pair -= 2) {
         float g[2][STATE], dtu[2];
 #if MATRIX_UNITS
-        __syncwarp();  // the slots are filled, and the dy of this pair are read: sums may take their place
+        __syncwarp();  // the slots are filled, and dy and deltas of this pair are read: sums may take their place
 #endif
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

@@ -1,9 +1,9 @@
 // What both passes of the selective scan share.
 //
 // Compile-time: IO as in io.cu, STATE states per channel, LANES channels of a block, CHUNK steps staged at a time,
-// MERGE chunks between two saved states, SOFTPLUS 1 where it is applied to the step size, STEPS_READY 1 where delta is not a logit but what
-// pack_step made of the step size (the gradient is the logit's all the same), VECTOR 1 where every row of u, delta and z is made of
-// aligned 16-byte pieces, WORDS 1 where every row of B and C is made of aligned words.
+// MERGE chunks between two saved states, SOFTPLUS 1 where it is applied to the step size, STEPS_READY 1 where that is done and delta
+// holds what pack_step made of the step size (the gradient is still the logit's), VECTOR 1 where every row of u, delta and z is made
+// of aligned 16-byte pieces, WORDS 1 where every row of B and C is made of aligned words.
 //
 // One thread owns one channel of one sequence and direction, with all its states in registers. Chunks are aligned in time, also
 // for the direction that runs backward; row j of a staged chunk is its j-th step in the order of the scan. A step past the end has
@@ -27,16 +27,17 @@ struct Direction {
     i64 u_batch, u_time, delta_batch, delta_time, B_batch, B_time, C_batch, C_time;
 };
 
-// Step size from its logit; 0 for a step that does not count.
+// The size of a step from what is staged; 0 for a step that does not count.
 INLINE float step_size(io_t delta, float bias, bool counts) {
 #if STEPS_READY
     return unpack_step(delta);  // what is staged for a step that does not count is 0
-#endif
+#else
     float dt = widen(delta) + bias;
 #if SOFTPLUS
     dt = softplus(dt);
 #endif
     return counts ? dt : 0.f;
+#endif
 }
 
 // Consecutive steps of the scan: row j is at time start + j * sign.
