@@ -37,7 +37,7 @@ SCAN = ("softplus.cu", "scan_common.cu")
 BEFORE = {"gate.cu": (), "join.cu": (), "scan_backward.cu": (*SCAN, "channel_sums.cu")}  # else SCAN
 # A shorter split would spend more on joining than it gains.
 MIN_SPLIT_SEGMENTS = 4
-MOST_PIECES = 3
+MOST_PIECES = 3  # of a part: with more they are hardly more even
 # Blocks of one direction that keep a multiprocessor busy.
 FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
 
