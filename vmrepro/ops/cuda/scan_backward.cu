@@ -16,7 +16,7 @@ struct Walk {
 
 #if !STEPS_READY
 // Step sizes of a segment. A chunk is read before any of it is written: its steps then hide each other's latency.
-INLINE void step_sizes(BackwardShared &s, float bias, int buffer, Steps steps, int limit, int lane) {
+INLINE void segment_sizes(BackwardShared &s, float bias, int buffer, Steps steps, int limit, int lane) {
 #pragma unroll 1
     for (int first = 0; first < SEGMENT; first += CHUNK) {
         const io_t *delta = s.tile[buffer][2] + first * LANES + lane;
@@ -282,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(LANES, BACKWARD_BLOCKS) scan_backwa
         if (left > 1) stage_backward(s, buffer ^ 1, steps_of((segment + step) * SEGMENT, SEGMENT, backward), place);
         Steps steps = steps_of(segment * SEGMENT, SEGMENT, backward);
 #if !STEPS_READY
-        step_sizes(s, w.bias, buffer, steps, limit, lane);
+        segment_sizes(s, w.bias, buffer, steps, limit, lane);
 #endif
         // Past the end there are no steps: the last chunks of a segment that runs forward, the first of one that runs backward.
         int top = backward ? MERGE - 1 : min(MERGE - 1, (p.length - 1 - segment * SEGMENT) / CHUNK);

@@ -4,7 +4,7 @@
 // each piece, ``finer`` of which make a split; scan_chain then gives the state entering each split. For the gradient the same holds
 // backwards, with g -> a (g + C dy).
 
-// On a multiprocessor, so that the compiler keeps to the registers there are.
+// Blocks of a summary on a multiprocessor, which bound its registers.
 #define SUMMARY_BLOCKS (STATE <= 16 ? 4 : 1)
 
 struct SummaryArgs {
