@@ -112,8 +112,8 @@ def test_training_follows_the_definition(backend, device, half):
     print(
         f"smoothed, at most {drift.max():.3f} apart, two definitions {nudged[-1]:.3f}; allowed is half as much again, or {late}"
     )
-    # On a GPU the definition itself goes farther at the end. Of 16 starts in bf16 on an H200, 22 % of the pairs of definitions went
-    # farther than 0.15, and 14 % of those of a definition and the CUDA backend (ops/NOTES.md).
+    # On a GPU the definition itself goes farther at the end. Of 16 starts in bf16 on an H200, 22 % of the pairs of definitions
+    # went farther than 0.15, and 14 % of those of a definition and the CUDA backend (ops/NOTES.md).
     assert (drift < (1.5 * nudged).clamp(min=late)).all()
 
     # With another start, another backend that is right went up to 2.4 times as far as the farthest of three nudged definitions
