@@ -173,13 +173,11 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
 #if MATRIX_UNITS
     const Picks picks = picks_of(s, lane);
     const saved_t *rows = matrix_rows(s, CHUNK - 1, lane);
+    __syncwarp();  // the slots are filled
 #endif
 #pragma unroll 1
     for (int pair = last; pair >= 0; pair -= 2) {
         float g[2][STATE], dtu[2];
-#if MATRIX_UNITS
-        __syncwarp();  // the slots are filled, and dy and deltas of this pair are read: sums may take their place
-#endif
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const io_t *u = tile + i * LANES + lane;
@@ -193,10 +191,8 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
         walk_step(w, g[0], operands[0], B, time - steps.sign < limit, du - stride, ddelta - stride);
         const int back = pair ? 2 : 0;
 #if MATRIX_UNITS
-        float sum_C = sums_of_slots(rows, tile + DY, lane);
         float sum_B2 = sum_of_step(dtu[1], g[1], picks, lane), sum_B = sum_of_step(dtu[0], g[0], picks, lane);
-        put_sums(tile + 2 * DY, lane & 2 ? sum_B2 : sum_B, lane);
-        put_sums(tile + DY, sum_C, lane);
+        float sum_C = sums_of_slots(rows, tile + DY, lane);
         rows -= 2 * LANES * SLOT;
 #else
 #pragma unroll
@@ -207,6 +203,11 @@ INLINE void walk_chunk(const BackwardArgs &p, BackwardShared &s, Walk &w, const 
             operands[i].dt = size(i - back);
             operands[i].dy = tile[DY + (i - back) * LANES + lane];
         }
+#if MATRIX_UNITS
+        __syncwarp();  // slots, dy and deltas of this pair are read: sums may take their place, and other states that of the slots
+        put_sums(tile + 2 * DY, lane & 2 ? sum_B2 : sum_B, lane);
+        put_sums(tile + DY, sum_C, lane);
+#endif
         slot -= 2 * LANES * SLOT;
         tile -= 2 * LANES;
         B -= 4 * STATE;
