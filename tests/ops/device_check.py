@@ -54,8 +54,8 @@ def draw(batch, length, channels, state=16, dtype=torch.bfloat16, decay="typical
         return t.requires_grad_() if grad else t
 
     def direction():
-        wide = normal(batch, length, 4 + 2 * state).to(GPU, dtype)
-        B, C = wide[..., 4 : 4 + state].detach(), wide[..., 4 + state :].detach()
+        wide = normal(batch, length, 8 + 2 * state).to(GPU, dtype)
+        B, C = wide[..., 8 : 8 + state].detach(), wide[..., 8 + state :].detach()
         B, C = (B.requires_grad_(), C.requires_grad_()) if grad else (B, C)
         u, delta = leaf(normal(batch, length, channels), dtype), leaf(normal(batch, length, channels) + shift, dtype)
         A = leaf(-torch.exp(torch.rand(channels, state, generator=g, device=device) * rate))
@@ -94,6 +94,17 @@ def check_scan(record, lengths=LENGTHS):
     for dtype in (torch.float32, torch.bfloat16):
         check_one_scan(record, dtype, 1569, 72, "slow", "uncut")
     scan.MIN_SPLIT_SEGMENTS = shortest
+    check_spread(record)
+
+
+def check_spread(record):
+    """The kernel for few long sequences, with fewer channels than it is meant for."""
+    run, fill, runs = scan._run_spread, scan.SPREAD_FILL, []
+    scan._run_spread, scan.SPREAD_FILL = lambda *given: runs.append(run(*given)), 0
+    for length, decay in ((197, "fast"), (1569, "typical"), (1569, "slow"), (12545, "typical")):
+        check_one_scan(record, torch.bfloat16, length, 72, decay, "spread")
+    scan._run_spread, scan.SPREAD_FILL = run, fill
+    record("spread, forward passes", len(runs) == 12, runs=len(runs))
 
 
 def check_one_scan(record, dtype, length, channels, decay, label=""):

@@ -37,13 +37,14 @@ static Dim threadIdx, blockIdx, gridDim, blockDim;
 alignas(128) char shared[256 * 1024];
 
 enum State { READY, AT_WARP, AT_GROUP, AT_BLOCK, DONE };
-struct Copy { void *to; size_t size; char bytes[16]; };
+struct Copy { void *to; size_t size; char bytes[16]; int group; };
 struct Group { int id, threads; };
 struct Fibre {
     ucontext_t context;
     State state;
     Group group;
     std::vector<Copy> copies;
+    int groups;
     std::vector<char> stack;
 };
 static std::vector<Fibre> fibres;
@@ -118,6 +119,7 @@ static void run_block() {
         Fibre &f = fibres[i];
         f.stack.resize(1 << 16);
         f.state = READY;
+        f.groups = 0;
         getcontext(&f.context);
         f.context.uc_stack.ss_sp = f.stack.data();
         f.context.uc_stack.ss_size = f.stack.size();
@@ -181,6 +183,9 @@ inline u16 float_to_bf16(float x) {
 }
 inline u32 floats_to_bf16x2(float low, float high) { return float_to_bf16(low) | (u32)float_to_bf16(high) << 16; }
 
+inline float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
+inline float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
 inline float half_to_float(u16 x) {
     u32 exponent = x >> 10 & 31, fraction = x & 1023;
     float size = exponent == 0 ? std::ldexp((float)fraction, -24) : std::ldexp((float)(fraction | 1024), (int)exponent - 25);
@@ -197,16 +202,25 @@ inline u16 float_to_half(float x) {
 }
 
 static void queue_copy(void *to, const void *from, bool valid, size_t size) {
-    Copy copy = {to, size, {}};
+    Copy copy = {to, size, {}, fibres[running].groups};
     if (valid) std::memcpy(copy.bytes, from, size);
     fibres[running].copies.push_back(copy);
 }
 inline void copy_async(void *to, const void *from, bool valid) { queue_copy(to, from, valid, 16); }
 inline void copy_async_word(void *to, const void *from, bool valid) { queue_copy(to, from, valid, 4); }
-inline void copy_wait() {
-    for (Copy &copy : fibres[running].copies) std::memcpy(copy.to, copy.bytes, copy.size);
-    fibres[running].copies.clear();
+inline void copy_commit() { ++fibres[running].groups; }
+static void land(int groups) {
+    std::vector<Copy> &copies = fibres[running].copies;
+    size_t left = 0;
+    for (Copy &copy : copies) {
+        if (copy.group < groups) std::memcpy(copy.to, copy.bytes, copy.size);
+        else copies[left++] = copy;
+    }
+    copies.resize(left);
 }
+template <int MOST>
+inline void copy_wait_but() { land(fibres[running].groups - MOST); }
+inline void copy_wait() { land(fibres[running].groups + 1); }
 
 template <typename Element>
 inline void store_if(bool condition, Element *to, Element value) {
@@ -226,7 +240,7 @@ inline float shuffle_xor(float x, int mask) {
     return y;
 }
 
-inline void load_matrices_transposed(u32 (&a)[4], const void *row) {
+static void load_matrices(u32 (&a)[4], const void *row, bool transposed) {
     std::memcpy(mine(), &row, sizeof row);
     __syncwarp();
     unsigned lane = running % 32;
@@ -234,13 +248,16 @@ inline void load_matrices_transposed(u32 (&a)[4], const void *row) {
         u16 pair[2];
         for (int k = 0; k < 2; ++k) {
             const u16 *source;
-            std::memcpy(&source, lane_of(m * 8 + lane % 4 * 2 + k), sizeof source);
-            pair[k] = source[lane / 4];
+            std::memcpy(&source, lane_of(m * 8 + (transposed ? lane % 4 * 2 + k : lane / 4)), sizeof source);
+            pair[k] = source[transposed ? lane / 4 : lane % 4 * 2 + k];
         }
         a[m] = pair[0] | (u32)pair[1] << 16;
     }
     __syncwarp();
 }
+
+inline void load_matrices(u32 (&a)[4], const void *row) { load_matrices(a, row, false); }
+inline void load_matrices_transposed(u32 (&a)[4], const void *row) { load_matrices(a, row, true); }
 
 inline void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     u32 *own = mine();
@@ -262,12 +279,23 @@ inline void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 inline float tf32(u32 bits) { return __uint_as_float(bits & 0xffffe000u); }
 
-inline void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) {
+inline float round_tf32(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000); }
+
+// c (16, 8) += a (16, K) b (K, 8), K four times as many as there are numbers of b in a lane.
+template <int N>
+static void multiply_tf32(float (&c)[4], const float (&a)[2 * N], const float (&b)[N]) {
     u32 *own = mine();
     std::memcpy(own, a, sizeof a);
+    std::memcpy(own + 2 * N, b, sizeof b);
     __syncwarp();
     unsigned lane = running % 32;
     for (int i = 0; i < 4; ++i)
-        for (unsigned k = 0; k < 4; ++k) c[i] += tf32(lane_of(lane / 4 * 4 + k)[i / 2]) * tf32(__float_as_uint(b0));
+        for (unsigned k = 0; k < 4 * N; ++k) {
+            u32 left = lane_of(lane / 4 * 4 + k % 4)[i / 2 + 2 * (k / 4)];
+            u32 right = lane_of((lane % 4 * 2 + i % 2) * 4 + k % 4)[2 * N + k / 4];
+            c[i] += tf32(left) * tf32(right);
+        }
     __syncwarp();
 }
+inline void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) { multiply_tf32<1>(c, a, {b0}); }
+inline void multiply_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) { multiply_tf32<2>(c, a, {b0, b1}); }

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from vmrepro.models import create_model
 from vmrepro.ops import ScanInputs, bidirectional_scan, causal_conv1d, selective_scan
+from vmrepro.ops.cuda import scan
 
 # Lengths around the chunks, one long enough that time is split; channels that no block divides.
 SHAPES = ((1, 1, 8, 16), (2, 65, 24, 16), (1, 197, 40, 8), (1, 2500, 32, 16), (1, 66, 16, 32))
@@ -32,7 +33,8 @@ def main() -> None:
         for dtype in (torch.bfloat16, torch.float32):
             forward, backward = inputs(*shape, dtype), inputs(*shape, dtype)
             z = torch.randn_like(forward.u, requires_grad=True)
-            bidirectional_scan(forward, backward, z, backend="cuda").float().square().sum().backward()
+            for scan.SPREAD_FILL in (0, 1):  # where time is cut, the kernel that spreads channels over lanes first
+                bidirectional_scan(forward, backward, z, backend="cuda").float().square().sum().backward()
             u, delta, A, B, C, D, bias = forward
             y = selective_scan(u, delta, A, B, C, D, z, bias, delta_softplus=True, reverse=True, backend="cuda")
             y.float().square().sum().backward()

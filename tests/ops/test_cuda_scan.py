@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.ops.cuda_emulator import emulated, needs_compiler
-from tests.ops.oracle import judge, outputs_and_gradients, rms_error, scan_inputs
+from tests.ops.oracle import judge, outputs_and_gradients, rms_error, scan_inputs, widened
 from vmrepro.ops import ScanInputs, bidirectional_scan, cuda, selective_scan
 from vmrepro.ops.cuda import driver, layout, scan
 
@@ -22,16 +22,16 @@ def emulator(folder):
         yield emulator
 
 
-def two_ways(length, dtype, decay="fast", channels=24, gated=True, odd=False):
-    """Flat inputs of both directions; B, C and z are views of wider buffers, of rows that start at odd addresses if asked."""
+def two_ways(length, dtype, decay="fast", channels=24, gated=True, start=4):
+    """Flat inputs of both directions; B, C and z are views of wider buffers, B and C from element ``start`` of each row on."""
     flat = {}
     for seed, way in enumerate("fb"):
         inputs = scan_inputs(length, dtype, decay, channels=channels, seed=seed)
         z = inputs.pop("z")
         for name in ("B", "C"):
-            wide = torch.full((2, length, 36 + odd), torch.nan, dtype=dtype)
-            wide[..., 4 + odd : 20 + odd] = inputs[name]
-            inputs[name] = wide[..., 4 + odd : 20 + odd]
+            wide = torch.full((2, length, 32 + start), torch.nan, dtype=dtype)
+            wide[..., start : start + 16] = inputs[name]
+            inputs[name] = wide[..., start : start + 16]
         flat |= {f"{name}_{way}": value for name, value in inputs.items()}
     return flat | {"z": torch.stack([z, z], dim=2).flatten(2)[..., channels:] if gated else None}
 
@@ -61,7 +61,7 @@ def test_two_directions_in_float32_with_rows_that_no_wide_access_fits(emulator, 
 
 
 def test_two_directions_without_a_gate_at_odd_addresses(emulator):
-    inputs = two_ways(21, torch.bfloat16, gated=False, odd=True)
+    inputs = two_ways(21, torch.bfloat16, gated=False, start=5)
     judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
 
 
@@ -72,6 +72,70 @@ def test_time_cut_in_parts(folder, monkeypatch, length, decay):
     with emulated(folder, multiprocessors=16) as emulator:
         judge(call(cuda.bidirectional_scan), call(definition), two_ways(length, torch.bfloat16, decay), torch.bfloat16, "cpu")
     assert {"scan_summary", "scan_summary_gradient", "scan_chain"} <= set(emulator.launched)
+
+
+@pytest.fixture
+def spread(folder, monkeypatch):
+    """As on a GPU that a few channels fill without cutting time."""
+    monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
+    monkeypatch.setattr(scan, "SPREAD_FILL", 0)
+    with emulated(folder, multiprocessors=16) as emulator:
+        yield emulator
+
+
+@pytest.mark.parametrize("decay", ["near_one", "fast"])
+@pytest.mark.parametrize(
+    ("length", "channels", "gated"), [(17, 24, True), (32, 40, True), (33, 8, False), (100, 24, True), (113, 56, False)]
+)
+def test_a_channel_spread_over_lanes(spread, length, channels, gated, decay):
+    inputs = two_ways(length, torch.bfloat16, decay, channels, gated, start=8)
+    judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
+    assert spread.launched[0] == "scan_spread"
+    spread.launched.clear()
+    with torch.no_grad():
+        got, exact = call(cuda.bidirectional_scan)(**inputs), call(definition)(**widened(inputs))
+    assert rms_error(got, exact) < 5e-3
+    assert spread.launched == ["scan_spread"]
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_states_saved_while_spread_are_those_saved_otherwise(spread, monkeypatch, ready):
+    """But for a rounding of what is added to them, dt u B; the sums of directions are rounded elsewhere, where the two meet."""
+    inputs = []
+    for seed in range(2):
+        u, delta, A, B, C, D, bias = (scan_inputs(100, torch.bfloat16, seed=seed, channels=40)[k] for k in ScanInputs._fields)
+        sizes = torch.nn.functional.softplus(delta.float() + bias)
+        packed = (sizes.view(torch.int32) >> 15).to(torch.int16).view(torch.bfloat16)
+        inputs += [u, packed if ready else delta, A, B, C, D, bias]
+    ours = scan.run_forward(inputs, None, True, False, True, False, ready)
+    monkeypatch.setattr(scan, "SPREAD_FILL", 2)
+    plain = scan.run_forward(inputs, None, True, False, True, False, ready)
+    assert [name for name in spread.launched if name != "scan_chain"] == ["scan_spread", "scan_summary", "scan_forward"]
+    assert ours[2].shape == plain[2].shape
+    assert rms_error(ours[2].double(), plain[2].double()) < 2e-3
+    assert rms_error(ours[0].double(), plain[0].double()) < 4e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"sequences": 16}, True),
+        ({"sequences": 9}, False),  # 144 blocks, of which 132 multiprocessors do 12 after the others
+        ({"sequences": 4}, False),
+        ({"dtype": torch.float16}, False),
+        ({"channels": 380}, False),
+        ({"start": 4}, False),
+        ({"ways": 1}, False),
+    ],
+)
+def test_channels_are_spread_where_that_fills_the_gpu(monkeypatch, change, expected):
+    given = {"sequences": 8, "channels": 384, "dtype": torch.bfloat16, "start": 8, "ways": 2} | change
+    monkeypatch.setattr(driver, "multiprocessors", lambda device: 132)
+    u = torch.empty(given["sequences"], 2, given["channels"], dtype=given["dtype"])
+    projections = torch.empty(given["sequences"], 2, 32 + given["start"], dtype=u.dtype)[..., given["start"] :].split(16, -1)
+    inputs = [u, u, torch.empty(given["channels"], 16), *projections, *torch.empty(2, given["channels"])] * given["ways"]
+    assert scan._spreads(inputs, layout.configure(inputs, None, True)) == expected
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ INLINE u32 floats_to_bf16x2(float low, float high) {
     return y;
 }
 
+INLINE float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
+
+INLINE float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
 INLINE float half_to_float(u16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -61,9 +65,24 @@ INLINE void copy_async_word(void *shared, const void *global, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global), "r"(valid ? 4 : 0) : "memory");
 }
 
+// What a thread copied since it last said so is a group; wait for all groups but the last MOST.
+INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int MOST>
+INLINE void copy_wait_but() { asm volatile("cp.async.wait_group %0;" ::"n"(MOST) : "memory"); }
+
 INLINE void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Four 8 x 8 matrices of 16-bit numbers, transposed; lane l gives the address of row l % 8 of matrix l / 8.
+// Four 8 x 8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8.
+INLINE void load_matrices(u32 (&a)[4], const void *row) {
+    u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, each transposed.
 INLINE void load_matrices_transposed(u32 (&a)[4], const void *row) {
     u32 address = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -79,12 +98,23 @@ INLINE void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The same for a (16, 4) and b (4, 8), all of whose numbers are b0, in tf32: of each number the upper 19 bits count.
+// The same for a (16, 4) and b (4, 8) in tf32: of each number the upper 19 bits count.
 INLINE void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) {
     asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b0)));
 }
+
+// The same for a (16, 8) and b (8, 8).
+INLINE void multiply_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+                   "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// To nearest, where multiply_tf32 would cut.
+INLINE float round_tf32(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000); }
 
 // The given number of threads, a multiple of 32, that call it with the same id, which is not 0; wherever in the code each calls it.
 INLINE void group_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -98,6 +128,12 @@ INLINE void store_if(bool condition, u16 *to, u16 value) {
 
 INLINE void store_if(bool condition, float *to, float value) {
     asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p st.global.f32 [%0], %1;}" ::"l"(to), "f"(value), "r"((u32)condition) : "memory");
+}
+
+INLINE void store_if(bool condition, uint4 *to, uint4 value) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::"l"(to), "r"(value.x), "r"(value.y),
+                 "r"(value.z), "r"(value.w), "r"((u32)condition)
+                 : "memory");
 }
 
 INLINE void store_if(bool condition, float4 *to, float4 value) {

@@ -13,6 +13,7 @@ STATES = (8, 16, 32, 64)
 MERGE = 2  # chunks between two saved states: more saves memory, and costs time to replay
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
 BLOCK_TIMES = {128: (0.295, 0.545), 64: (0.199, 0.302, 0.440, 0.597)}
+SPREAD_LANES = 24  # LANES of scan_spread.cu, both of whose directions are then three warps a scheduler
 SOURCES, PICKS = 96, 256  # bytes of where a block of the backward pass finds its operands and results, and of what it sums with
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
@@ -35,6 +36,16 @@ class ForwardArgs(ctypes.Structure):
         *_fields(Stride, "z_batch z_time"),
         *_fields(Pointer, "out ungated states initial last"),
         *_fields(Int, "batch length channels reverse split"),
+    )
+
+
+class SpreadArgs(ctypes.Structure):
+    _fields_ = (
+        ("direction", Direction * 2),
+        *_fields(Pointer, "z"),
+        *_fields(Stride, "z_batch z_time"),
+        *_fields(Pointer, "out ungated states"),
+        *_fields(Int, "batch length channels"),
     )
 
 
@@ -135,6 +146,13 @@ class Config:
         """Bytes of two buffers, each of ``tiles`` tiles (segment, lanes), and B and C in float32; and of B and C as they come."""
         item, projections = self.dtype.itemsize, 2 * self.state
         return self.segment * (2 * (tiles * self.lanes * item + projections * 4) + projections * item)
+
+    @property
+    def spread_shared(self) -> int:
+        """Bytes of both directions' SpreadShared in scan_spread.cu."""
+        span, table = 2 * self.segment, 1024
+        tile, rows = span * SPREAD_LANES * 2, span * self.state * 2
+        return 2 * (4 * (4 * tile + 2 * rows) + 2 * 2 * tile + SPREAD_LANES // 4 * 2 * table)
 
     @property
     def backward_shared(self) -> int:
