@@ -220,8 +220,8 @@ INLINE void spread_segment(const Stage &stage, Results &results, int segment, co
     if (FINAL) fetch_gates(own, stage, c, segment);
     float first = walk(w, 0, c);
     listen(w_after, stage_after, table, c, after, at);
-    float second = walk(w, 1, c);
     finish<FINAL>(to, first, own, 0);
+    float second = walk(w, 1, c);
     finish<FINAL>(to + 8 * LANES, second, own, 1);
 }
 
