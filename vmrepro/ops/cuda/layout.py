@@ -150,7 +150,7 @@ class Config:
     @property
     def spread_shared(self) -> int:
         """Bytes of both directions' SpreadShared in scan_spread.cu."""
-        span, table = 2 * self.segment, 1024
+        span, table = 2 * self.segment, 4 * (3 * 4 * (self.segment + 4) + self.segment)
         tile, rows = span * SPREAD_LANES * 2, span * self.state * 2
         return 2 * (4 * (4 * tile + 2 * rows) + 2 * 2 * tile + SPREAD_LANES // 4 * 2 * table)
 

@@ -3,8 +3,8 @@
 //
 // Compile-time besides scan_common.cu: GATE, KEEP as in scan_forward.cu. A block takes LANES channels of one sequence in both
 // directions, a warp four of them in one. Lane 8 c + 4 h + q holds two states, 8 h + 2 q and the next, of its warp's channel c: the
-// layout of the tensor cores' results. They give dt u B of two steps at once, and <C, h> of one, for the C of eight steps, of which
-// counts the step's own. That lands in lane 4 t + c, for step t of the eight, which reads and writes u, z and y there.
+// layout of the tensor cores' results. They give dt u B of two steps at once; and, of the h of one step, <C, h> with the C of each of
+// eight steps, of which only the step's own counts: it lies in lane 4 t + c for step t, which reads u and z and writes y there.
 
 #define SPREAD 4                // channels of a warp
 #define WARPS (LANES / SPREAD)  // of a direction
@@ -107,10 +107,10 @@ INLINE Move<io_t *> move_results(const SpreadArgs &p, Steps steps, const Place &
 }
 
 struct Lane {
-    float h[2], rate[2];           // of its two states
-    int channel;                   // theirs, of the warp's four
-    int step, gated, cell;         // its step of eight, the channel it has there, and where they lie in a tile
-    float D, bias;                 // of that channel
+    float h[2], rate[2];    // of its two states
+    int channel;            // theirs, of the warp's four
+    int step, gated, cell;  // its step of eight, the channel it has there, and where they lie in a tile
+    float D, bias;          // of that channel
 };
 
 // What a lane has of its own steps of a segment.
