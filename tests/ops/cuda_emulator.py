@@ -14,6 +14,7 @@ import pytest
 from vmrepro.ops.cuda import driver
 
 HEADER = Path(__file__).with_name("emulation.h")
+SHARED_BYTES = 227 * 1024  # of a block on Hopper
 # Optimised for compile time: the kernels run on a handful of tiny blocks.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w")
 
@@ -28,6 +29,7 @@ def emulated(folder: Path, multiprocessors: int = 1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "launch", emulator.launch)
         patch.setattr(driver, "multiprocessors", lambda device: multiprocessors)
+        patch.setattr(driver, "most_shared_bytes", lambda device: SHARED_BYTES)
         yield emulator
 
 
@@ -41,7 +43,9 @@ class Emulator:
 
     def launch(self, files, kernel, defines, grid, threads, shared_bytes, arguments, device) -> None:
         assert device.type == "cpu", device
-        assert shared_bytes <= 227 * 1024, f"{kernel} asks for {shared_bytes} bytes of shared memory, a Hopper block has 232448"
+        assert shared_bytes <= SHARED_BYTES, (
+            f"{kernel} asks for {shared_bytes} bytes of shared memory, a Hopper block has {SHARED_BYTES}"
+        )
         self.launched.append(kernel)
         dim = ctypes.c_uint * 3
         status = self.library(files, defines).emulate(

@@ -103,8 +103,13 @@ def check_spread(record):
     scan._run_spread, scan.SPREAD_FILL = lambda *given: runs.append(run(*given)), 0
     for length, decay in ((197, "fast"), (1569, "typical"), (1569, "slow"), (12545, "typical")):
         check_one_scan(record, torch.bfloat16, length, 72, decay, "spread")
+    forward, backward, z = draw(2, 1569, 72, grad=False)
+    forward.u[0, 700, 3], backward.u[1, 700, 3] = torch.nan, torch.nan
+    y = cuda.bidirectional_scan(forward, backward, z).isnan()
+    lost = int((~y[0, 700:, 3]).sum() + (~y[1, :701, 3]).sum())
+    record("spread, NaN stays in a state", lost == 0, lost=lost)
     scan._run_spread, scan.SPREAD_FILL = run, fill
-    record("spread, forward passes", len(runs) == 12, runs=len(runs))
+    record("spread, forward passes", len(runs) == 13, runs=len(runs))
 
 
 def check_one_scan(record, dtype, length, channels, decay, label=""):

@@ -279,7 +279,7 @@ inline void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 inline float tf32(u32 bits) { return __uint_as_float(bits & 0xffffe000u); }
 
-inline float round_tf32(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000); }
+inline float round_tf32(float x) { return std::isfinite(x) ? __uint_as_float(__float_as_uint(x) + 0x1000 & 0xffffe000u) : x; }
 
 // c (16, 8) += a (16, K) b (K, 8), K four times as many as there are numbers of b in a lane.
 template <int N>

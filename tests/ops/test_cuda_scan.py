@@ -127,11 +127,13 @@ def test_states_saved_while_spread_are_those_saved_otherwise(spread, monkeypatch
         ({"channels": 380}, False),
         ({"start": 4}, False),
         ({"ways": 1}, False),
+        ({"shared": 99 * 1024}, False),  # as on a GPU of compute capability 8.9
     ],
 )
 def test_channels_are_spread_where_that_fills_the_gpu(monkeypatch, change, expected):
-    given = {"sequences": 8, "channels": 384, "dtype": torch.bfloat16, "start": 8, "ways": 2} | change
+    given = {"sequences": 8, "channels": 384, "dtype": torch.bfloat16, "start": 8, "ways": 2, "shared": 227 * 1024} | change
     monkeypatch.setattr(driver, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(driver, "most_shared_bytes", lambda device: given["shared"])
     u = torch.empty(given["sequences"], 2, given["channels"], dtype=given["dtype"])
     projections = torch.empty(given["sequences"], 2, 32 + given["start"], dtype=u.dtype)[..., given["start"] :].split(16, -1)
     inputs = [u, u, torch.empty(given["channels"], 16), *projections, *torch.empty(2, given["channels"])] * given["ways"]

@@ -19,6 +19,7 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 MIN_CAPABILITY = (8, 0)  # bf16 conversions and background copies
 MAX_DYNAMIC_SHARED_SIZE, PREFERRED_SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
+MOST_SHARED_BYTES = 97  # CUdevice_attribute
 # What a block may have of shared memory without asking the driver for more.
 PLAIN_SHARED_BYTES = 48 * 1024
 
@@ -55,6 +56,14 @@ def unavailable(device: torch.device) -> str | None:
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors the GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def most_shared_bytes(device: torch.device) -> int:
+    """How much shared memory a block may have."""
+    found = ctypes.c_int()
+    _check(_driver().cuDeviceGetAttribute(ctypes.byref(found), MOST_SHARED_BYTES, device.index))
+    return found.value
 
 
 def launch(

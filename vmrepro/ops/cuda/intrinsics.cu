@@ -114,7 +114,11 @@ INLINE void multiply_tf32(float (&c)[4], const float (&a)[4], float b0, float b1
 }
 
 // To nearest, where multiply_tf32 would cut.
-INLINE float round_tf32(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000); }
+INLINE float round_tf32(float x) {
+    u32 y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return __uint_as_float(y);
+}
 
 // The given number of threads, a multiple of 32, that call it with the same id, which is not 0; wherever in the code each calls it.
 INLINE void group_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -170,12 +170,15 @@ def run_forward(
 
 
 def _spreads(inputs: list[Tensor], config: Config) -> bool:
-    """Whether the kernel that spreads a channel over lanes takes these operands of two directions, and they fill the GPU."""
+    """Whether the kernel that spreads a channel over lanes takes these operands of two directions, and they fill the GPU.
+
+    Its shared memory is more than a block has on some GPUs, of compute capability 8.6, 8.9 and 12 for one.
+    """
     u, projections = inputs[0], [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
     blocks, multiprocessors = u.shape[0] * _ceil(u.shape[2], SPREAD_LANES), driver.multiprocessors(u.device)
     fills = blocks >= SPREAD_FILL * multiprocessors * _ceil(blocks, multiprocessors)
     takes = len(inputs) > PER_DIRECTION and config.matrix_units and config.vector and aligned(projections, 16)
-    return fills and takes
+    return fills and takes and config.spread_shared <= driver.most_shared_bytes(u.device)
 
 
 def _run_spread(inputs: list[Tensor], z: Tensor | None, config: Config, out: Tensor, ungated: Tensor, states: Tensor) -> None:
