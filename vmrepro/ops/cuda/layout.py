@@ -39,16 +39,6 @@ class ForwardArgs(ctypes.Structure):
     )
 
 
-class SpreadArgs(ctypes.Structure):
-    _fields_ = (
-        ("direction", Direction * 2),
-        *_fields(Pointer, "z"),
-        *_fields(Stride, "z_batch z_time"),
-        *_fields(Pointer, "out ungated states"),
-        *_fields(Int, "batch length channels"),
-    )
-
-
 class Gradients(ctypes.Structure):
     _fields_ = _fields(Pointer, "u delta")
 

@@ -24,7 +24,6 @@ from vmrepro.ops.cuda.layout import (
     GateArgs,
     Gradients,
     JoinArgs,
-    SpreadArgs,
     SummaryArgs,
     aligned,
     balanced,
@@ -185,7 +184,8 @@ def _run_spread(inputs: list[Tensor], z: Tensor | None, config: Config, out: Ten
     """Fills out and, where they are not empty, ungated and states."""
     batch, length, channels = out.shape
     gate = (None, 0, 0) if z is None else (z.data_ptr(), *z.stride()[:2])
-    args = SpreadArgs(directions(inputs), *gate, *map(_pointer, (out, ungated, states)), batch, length, channels)
+    pointers = (*map(_pointer, (out, ungated, states)), None, None)
+    args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, False, 0)
     choices = {"GATE": int(z is not None), "KEEP": int(states.numel() > 0), "SHARED_BYTES": config.spread_shared}
     macros = defines(replace(config, widest=SPREAD_LANES), **choices)
     # A warp takes four channels of a direction.

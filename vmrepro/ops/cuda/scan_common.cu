@@ -27,6 +27,20 @@ struct Direction {
     i64 u_batch, u_time, delta_batch, delta_time, B_batch, B_time, C_batch, C_time;
 };
 
+// What a forward pass is given; scan_spread.cu takes whole time, so no initial, reverse, split, and no last.
+struct ForwardArgs {
+    Direction direction[2];
+    const io_t *z;     // gate (batch, length, channels) or null
+    i64 z_batch, z_time;
+    io_t *out;         // (batch, length, channels)
+    io_t *ungated;     // the same before the gate, with KEEP and GATE
+    saved_t *states;   // (directions, batch, segments, channels, STATE): the state entering each segment; with KEEP
+    const float *initial;  // (directions, splits, batch, channels, STATE): the state entering each split; or null for 0
+    float *last;       // (batch, channels, STATE): the state after the last step, of one direction only; or null
+    int batch, length, channels, reverse;
+    int split;  // segments of a block along the grid's last axis
+};
+
 // The size of a step from what is staged; 0 for a step that does not count.
 INLINE float step_size(io_t delta, float bias, bool counts) {
 #if STEPS_READY

@@ -9,19 +9,6 @@
 
 #define GROUP 4  // steps whose step sizes and gates are computed together, to hide each other's latency
 
-struct ForwardArgs {
-    Direction direction[2];
-    const io_t *z;     // gate (batch, length, channels) or null
-    i64 z_batch, z_time;
-    io_t *out;         // (batch, length, channels)
-    io_t *ungated;     // the same before the gate, with KEEP and GATE
-    saved_t *states;   // (directions, batch, segments, channels, STATE): the state entering each segment; with KEEP
-    const float *initial;  // (directions, splits, batch, channels, STATE): the state entering each split; or null for 0
-    float *last;       // (batch, channels, STATE): the state after the last step, of one direction only; or null
-    int batch, length, channels, reverse;
-    int split;  // segments of a block along the grid's last axis
-};
-
 struct Tiles {
     io_t u[SEGMENT * LANES], z[SEGMENT * LANES], other[SEGMENT * LANES], delta[SEGMENT * LANES];
     float projections[SEGMENT * 2 * STATE];

@@ -16,16 +16,6 @@
 #define NEVER (-(1 << 30))      // steps before the end that no span makes positive
 static_assert(MATRIX_UNITS && VECTOR && SEGMENT == 16 && CREW == 4 * SEGMENT * ROW, "a thread copies a piece of a segment");
 
-struct SpreadArgs {
-    Direction direction[2];
-    const io_t *z;     // gate (batch, length, channels) or null
-    i64 z_batch, z_time;
-    io_t *out;         // (batch, length, channels)
-    io_t *ungated;     // the same before the gate, with KEEP and GATE
-    saved_t *states;   // (directions, batch, segments, channels, STATE): the state entering each segment; with KEEP
-    int batch, length, channels;
-};
-
 struct Stage {
     io_t tile[4][TILE];                 // u, delta, z, the other direction's sums
     io_t projections[2][SPAN * STATE];  // B and C, halves of rows exchanged so that matrices of them lie in all banks
@@ -52,7 +42,7 @@ static_assert(2 * sizeof(SpreadShared) == SHARED_BYTES, "layout.py counts the by
 // Where half ``half`` of row ``row`` of B or C lies.
 INLINE int projection(int row, int half) { return (2 * row + (half ^ (row >> 2 & 1))) * 8; }
 
-INLINE io_t *spread_sums(const SpreadArgs &p) { return KEEP && GATE ? p.ungated : p.out; }
+INLINE io_t *spread_sums(const ForwardArgs &p) { return KEEP && GATE ? p.ungated : p.out; }
 
 // Sixteen bytes of every span that a thread copies, from ``at`` or to it.
 template <typename Pointer>
@@ -76,7 +66,7 @@ INLINE Move<Pointer> move_rows(Pointer tensor, i64 time_stride, int row, int col
 
 // One of u, delta, z and the other direction's sums; the latter two in the half that ends in y.
 template <bool FINAL>
-INLINE Move<const io_t *> move_stream(const SpreadArgs &p, const Direction &d, Steps steps, const Place &at) {
+INLINE Move<const io_t *> move_stream(const ForwardArgs &p, const Direction &d, Steps steps, const Place &at) {
     int tensor = at.lane / (SEGMENT * ROW), piece = at.lane % (SEGMENT * ROW), column = at.first_channel + piece % ROW * 8;
     const io_t *source[4] = {d.u + at.batch * d.u_batch, d.delta + at.batch * d.delta_batch, p.z + at.batch * p.z_batch,
                              spread_sums(p) + (i64)at.batch * p.length * p.channels};
@@ -99,7 +89,7 @@ INLINE Move<const io_t *> move_projections(const Direction &d, Steps steps, cons
 }
 
 template <bool FINAL>
-INLINE Move<io_t *> move_results(const SpreadArgs &p, Steps steps, const Place &at) {
+INLINE Move<io_t *> move_results(const ForwardArgs &p, Steps steps, const Place &at) {
     int tensor = at.lane / (SPAN * ROW), piece = at.lane % (SPAN * ROW), column = at.first_channel + piece % ROW * 8;
     io_t *to = !FINAL ? spread_sums(p) : tensor ? p.ungated : p.out;
     bool wanted = column < at.channels && tensor <= (FINAL && KEEP && GATE);
@@ -227,7 +217,7 @@ INLINE void spread_segment(const Stage &stage, Results &results, int segment, co
 
 // ``count`` spans of one direction, from ``span`` on.
 template <int WAY, bool FINAL>
-INLINE void spread_phase(const SpreadArgs &p, SpreadShared &s, Lane &c, int span, int count, const Place &at) {
+INLINE void spread_phase(const ForwardArgs &p, SpreadShared &s, Lane &c, int span, int count, const Place &at) {
     const Direction &d = p.direction[WAY];
     const int sign = WAY ? -1 : 1;
     Steps steps = steps_of(span * SPAN, SPAN, WAY);
@@ -300,7 +290,7 @@ INLINE Lane begin_lane(const Direction &d, const Place &at) {
     return c;
 }
 
-extern "C" __global__ void __launch_bounds__(2 * CREW, 1) scan_spread(const __grid_constant__ SpreadArgs p) {
+extern "C" __global__ void __launch_bounds__(2 * CREW, 1) scan_spread(const __grid_constant__ ForwardArgs p) {
     extern __shared__ __align__(16) char shared[];
     SpreadShared *s = (SpreadShared *)shared;
     Place at = {(int)blockIdx.y, (int)blockIdx.x * LANES, (int)threadIdx.x % CREW, p.length, p.channels};
