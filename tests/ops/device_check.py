@@ -98,9 +98,9 @@ def check_scan(record, lengths=LENGTHS):
 
 
 def check_spread(record):
-    """The kernel for few long sequences, with fewer channels than it is meant for."""
-    run, fill, runs = scan._run_spread, scan.SPREAD_FILL, []
-    scan._run_spread, scan.SPREAD_FILL = lambda *given: runs.append(run(*given)), 0
+    """The kernels for few long sequences, with fewer channels than they are meant for."""
+    launch, fill, launched = scan._launch, scan.SPREAD_FILL, []
+    scan._launch, scan.SPREAD_FILL = lambda file, *given: launched.append(file) or launch(file, *given), 0
     for length, decay in ((197, "fast"), (1569, "typical"), (1569, "slow"), (12545, "typical")):
         check_one_scan(record, torch.bfloat16, length, 72, decay, "spread")
     forward, backward, z = draw(2, 1569, 72, grad=False)
@@ -108,8 +108,9 @@ def check_spread(record):
     y = cuda.bidirectional_scan(forward, backward, z).isnan()
     lost = int((~y[0, 700:, 3]).sum() + (~y[1, :701, 3]).sum())
     record("spread, NaN stays in a state", lost == 0, lost=lost)
-    scan._run_spread, scan.SPREAD_FILL = run, fill
-    record("spread, forward passes", len(runs) == 13, runs=len(runs))
+    scan._launch, scan.SPREAD_FILL = launch, fill
+    runs = [launched.count(name) for name in ("scan_spread.cu", "scan_spread_backward.cu")]
+    record("spread, passes forward and back", runs == [13, 8], forward=runs[0], back=runs[1])
 
 
 def check_one_scan(record, dtype, length, channels, decay, label=""):

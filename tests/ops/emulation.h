@@ -27,6 +27,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 struct Dim { unsigned x, y, z; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { u32 x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
@@ -64,6 +65,24 @@ inline void group_barrier(int id, int threads) {
 }
 inline void __syncwarp() { stop(AT_WARP); }
 inline void __threadfence() {}
+
+struct alignas(8) TurnBarrier {
+    u16 count, arrived;
+    u32 turn;
+    void begin(int threads) { count = threads, arrived = 0, turn = 0; }
+    void arrive() {
+        if (++arrived == count) arrived = 0, ++turn;
+    }
+    void wait(int which) {
+        for (int tries = 0; turn % 2 == (which & 1); ++tries) {
+            if (tries > 1 << 20) {
+                std::fprintf(stderr, "emulation: a thread waits at a barrier that others never reach\n");
+                std::abort();
+            }
+            stop(READY);
+        }
+    }
+};
 
 static void fibre_main() {
     body(arguments);
@@ -275,6 +294,11 @@ inline void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         }
     }
     __syncwarp();
+}
+
+inline void multiply_bf16(float (&c)[4], u32 a0, u32 a1, u32 b0) {
+    const u32 a[4] = {a0, a1, 0, 0};
+    multiply_bf16(c, a, b0, 0);
 }
 
 inline float tf32(u32 bits) { return __uint_as_float(bits & 0xffffe000u); }

@@ -90,12 +90,43 @@ def spread(folder, monkeypatch):
 def test_a_channel_spread_over_lanes(spread, length, channels, gated, decay):
     inputs = two_ways(length, torch.bfloat16, decay, channels, gated, start=8)
     judge(call(cuda.bidirectional_scan), call(definition), inputs, torch.bfloat16, "cpu")
-    assert spread.launched[0] == "scan_spread"
+    assert spread.launched == ["scan_spread", *["gate_backward"] * gated, "scan_spread_backward", "join_projections"]
     spread.launched.clear()
     with torch.no_grad():
         got, exact = call(cuda.bidirectional_scan)(**inputs), call(definition)(**widened(inputs))
     assert rms_error(got, exact) < 5e-3
     assert spread.launched == ["scan_spread"]
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize(("length", "reverse"), [(1, False), (16, True), (50, False), (50, True)])
+def test_one_direction_back_with_a_channel_spread_over_lanes(spread, monkeypatch, length, reverse, softplus):
+    monkeypatch.setattr(scan, "SPREAD_STEPS", 0)
+    options = {"delta_softplus": softplus, "reverse": reverse}
+    inputs = scan_inputs(length, torch.bfloat16, "near_one", channels=56)
+    if not softplus:
+        inputs |= {"delta": inputs["delta"].abs() / 8, "delta_bias": inputs["delta_bias"].abs() / 8}
+    judge(
+        lambda **x: cuda.selective_scan(**x, **options),
+        lambda **x: selective_scan(**x, **options, backend="reference"),
+        inputs,
+        torch.bfloat16,
+        "cpu",
+    )
+    assert "scan_spread_backward" in spread.launched
+
+
+def test_a_gradient_of_the_last_state_is_not_spread_over_lanes(spread, monkeypatch):
+    monkeypatch.setattr(scan, "SPREAD_STEPS", 0)
+    options = {"delta_softplus": True, "return_last_state": True}
+    judge(
+        lambda **x: cuda.selective_scan(**x, **options),
+        lambda **x: selective_scan(**x, **options, backend="reference"),
+        scan_inputs(20, torch.bfloat16, channels=24),
+        torch.bfloat16,
+        "cpu",
+    )
+    assert "scan_spread_backward" not in spread.launched
 
 
 @pytest.mark.parametrize("ready", [False, True])
@@ -128,16 +159,27 @@ def test_states_saved_while_spread_are_those_saved_otherwise(spread, monkeypatch
         ({"start": 4}, False),
         ({"ways": 1}, False),
         ({"shared": 99 * 1024}, False),  # as on a GPU of compute capability 8.9
+        ({"back": True}, True),
+        ({"back": True, "sequences": 9}, False),
+        ({"back": True, "ways": 1}, False),  # 64 blocks
+        ({"back": True, "ways": 1, "sequences": 16}, True),
+        ({"back": True, "dtype": torch.float16}, False),
+        ({"back": True, "start": 4}, False),
+        ({"back": True, "shared": 163 * 1024}, False),  # 8.0
     ],
 )
 def test_channels_are_spread_where_that_fills_the_gpu(monkeypatch, change, expected):
-    given = {"sequences": 8, "channels": 384, "dtype": torch.bfloat16, "start": 8, "ways": 2, "shared": 227 * 1024} | change
+    given = {"sequences": 8, "channels": 384, "dtype": torch.bfloat16, "start": 8, "ways": 2, "shared": 227 * 1024, "back": False}
+    given |= change
     monkeypatch.setattr(driver, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(driver, "most_shared_bytes", lambda device: given["shared"])
     u = torch.empty(given["sequences"], 2, given["channels"], dtype=given["dtype"])
     projections = torch.empty(given["sequences"], 2, 32 + given["start"], dtype=u.dtype)[..., given["start"] :].split(16, -1)
     inputs = [u, u, torch.empty(given["channels"], 16), *projections, *torch.empty(2, given["channels"])] * given["ways"]
-    assert scan._spreads(inputs, layout.configure(inputs, None, True)) == expected
+    config = layout.configure(inputs, None, True)
+    forward = (layout.SPREAD_LANES, 2, config.spread_shared)
+    backward = (layout.SPREAD_BACKWARD_LANES, 1, config.spread_backward_shared)
+    assert scan._spreads(inputs, config, *(backward if given["back"] else forward)) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,11 +201,13 @@ def test_what_enters_a_part_is_found_by_pieces(emulator, monkeypatch, length, pa
 
 
 @pytest.mark.parametrize("state", [8, 16])
-@pytest.mark.parametrize(("length", "cut"), [(1, False), (37, False), (100, True)])
-def test_step_sizes_made_before_do_what_the_same_sizes_as_operands_do(folder, monkeypatch, length, cut, state):
+@pytest.mark.parametrize(("length", "time"), [(1, "whole"), (37, "whole"), (100, "cut"), (100, "spread")])
+def test_step_sizes_made_before_do_what_the_same_sizes_as_operands_do(folder, monkeypatch, length, time, state):
     """But for the gradient of their logits, which softplus has part in. The bias is in them, and nobody reads it again."""
-    if cut:
-        monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
+    monkeypatch.setattr(scan, "MIN_SPLIT_SEGMENTS", 1)
+    spread = time == "spread" and state == 16
+    if spread:
+        monkeypatch.setattr(scan, "SPREAD_FILL", 0)
     plain, ready = [], []
     for seed in range(2):
         inputs = scan_inputs(length, torch.bfloat16, seed=seed, channels=40, state=state)
@@ -180,9 +224,10 @@ def test_step_sizes_made_before_do_what_the_same_sizes_as_operands_do(folder, mo
         parts = scan.scan_backward_into(streams, rows, dy, None, inputs, out[2], made, False, made)
         return [*out[:3], *rows, streams[0], streams[2]], streams[1::2], parts.sum(0)
 
-    with emulated(folder, multiprocessors=16 if cut else 1) as emulator:
+    with emulated(folder, multiprocessors=1 if time == "whole" else 16) as emulator:
         (expected, dsizes, parameters), (got, dlogits, parameters_made) = run(plain, False), run(ready, True)
-    assert ("scan_summary_gradient" in emulator.launched) == cut
+    assert ("scan_spread_backward" in emulator.launched) == spread
+    assert ("scan_summary_gradient" in emulator.launched) == (time != "whole" and not spread)
     assert all(map(torch.equal, got, expected))
     assert torch.equal(parameters_made[:, :-1], parameters[:, :-1])
     for way in range(2):

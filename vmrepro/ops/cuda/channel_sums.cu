@@ -3,23 +3,6 @@
 // Follows scan_common.cu and comes before scan_backward.cu, which says what is computed. With MATRIX_UNITS each warp sums over its own
 // channels on the tensor cores; else the block sums each chunk together.
 
-struct Gradients {
-    io_t *u, *delta;  // (batch, length, channels)
-};
-
-struct BackwardArgs {
-    Direction direction[2];
-    Gradients gradient[2];
-    const io_t *dy;         // (batch, length, channels)
-    const saved_t *states;  // as in ForwardArgs
-    const float *carry;     // (directions, splits, batch, channels, STATE): gradient of the state leaving each split; or null for 0
-    float *projections;     // (channel blocks, directions, batch, length, 2, STATE): parts of dB and dC
-    float *parameters;      // (splits, batch, directions, STATE + 2, channels): parts of dA, dD and d(bias)
-    saved_t *earlier;       // (blocks, (MERGE - 1) CHUNK, LANES STATE): the states before the last chunk of a block's segment
-    int batch, length, channels, directions, reverse;
-    int split;  // segments of a block; the grid's last axis is (splits, directions)
-};
-
 #if MATRIX_UNITS
 #define SLOT STATE
 #else

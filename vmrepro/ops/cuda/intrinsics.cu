@@ -2,6 +2,7 @@
 
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 #define INLINE __device__ __forceinline__
 
@@ -98,6 +99,13 @@ INLINE void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same for a (16, 8) and b (8, 8).
+INLINE void multiply_bf16(float (&c)[4], u32 a0, u32 a1, u32 b0) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+}
+
 // The same for a (16, 4) and b (4, 8) in tf32: of each number the upper 19 bits count.
 INLINE void multiply_tf32(float (&c)[4], const float (&a)[2], float b0) {
     asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -122,6 +130,24 @@ INLINE float round_tf32(float x) {
 
 // The given number of threads, a multiple of 32, that call it with the same id, which is not 0; wherever in the code each calls it.
 INLINE void group_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// A barrier in two halves, in shared memory: threads arrive, as many a turn as it began with, and wait later. sm_90 and later.
+struct __align__(8) TurnBarrier {
+    u64 state;
+
+    INLINE void begin(int count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address()), "r"(count) : "memory"); }
+
+    INLINE void arrive() { asm volatile("{.reg .b64 t; mbarrier.arrive.shared.b64 t, [%0];}" ::"r"(address()) : "memory"); }
+
+    // Until all have arrived for the turn, of which only whether it is odd counts.
+    INLINE void wait(int turn) {
+        asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra again;}" ::"r"(address()),
+                     "r"(turn & 1)
+                     : "memory");
+    }
+
+    INLINE u32 address() { return (u32)__cvta_generic_to_shared(&state); }
+};
 
 INLINE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 

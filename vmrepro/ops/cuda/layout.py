@@ -14,6 +14,7 @@ MERGE = 2  # chunks between two saved states: more saves memory, and costs time 
 # What a two-way forward pass takes with 1, 2, ... blocks on a multiprocessor, by channels of a block (ms, 1569 steps, H200).
 BLOCK_TIMES = {128: (0.295, 0.545), 64: (0.199, 0.302, 0.440, 0.597)}
 SPREAD_LANES = 24  # LANES of scan_spread.cu, both of whose directions are then three warps a scheduler
+SPREAD_BACKWARD_LANES = 48  # and of scan_spread_backward.cu, whose blocks have one direction
 SOURCES, PICKS = 96, 256  # bytes of where a block of the backward pass finds its operands and results, and of what it sums with
 
 Pointer, Stride, Int = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
@@ -143,6 +144,14 @@ class Config:
         span, table = 2 * self.segment, 4 * (3 * 4 * (self.segment + 4) + self.segment)
         tile, rows = span * SPREAD_LANES * 2, span * self.state * 2
         return 2 * (4 * (4 * tile + 2 * rows) + 2 * 2 * tile + SPREAD_LANES // 4 * 2 * table)
+
+    @property
+    def spread_backward_shared(self) -> int:
+        """Bytes of SpreadShared in scan_spread_backward.cu."""
+        lanes, segment = SPREAD_BACKWARD_LANES, self.segment
+        tile, terms, rows = segment * (lanes + 8) * 2, segment * lanes * self.state * 2, 2 * (segment * self.state + 40)
+        table = 4 * (4 * 24 + 2 * (2 * (8 * 4 + 4) + 8 * 4))
+        return 6 * (3 * tile + 2 * rows) + 6 * (terms + tile) + lanes // 4 * table + 8 + 256
 
     @property
     def backward_shared(self) -> int:

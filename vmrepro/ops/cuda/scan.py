@@ -16,6 +16,7 @@ from vmrepro.ops.cuda import driver
 from vmrepro.ops.cuda.layout import (
     IO,
     PER_DIRECTION,
+    SPREAD_BACKWARD_LANES,
     SPREAD_LANES,
     BackwardArgs,
     ChainArgs,
@@ -36,14 +37,19 @@ from vmrepro.ops.cuda.operators import differentiable, operator
 
 THREADS = 256  # of the elementwise kernels
 SCAN = ("softplus.cu", "scan_common.cu")
-BEFORE = {"gate.cu": (), "join.cu": (), "scan_backward.cu": (*SCAN, "channel_sums.cu")}  # else SCAN
+SPREAD = (*SCAN, "spread_common.cu")
+BEFORE = {"scan_backward.cu": (*SCAN, "channel_sums.cu"), "scan_spread.cu": SPREAD, "scan_spread_backward.cu": SPREAD}
+BEFORE |= {"gate.cu": (), "join.cu": ()}  # else SCAN
 # A shorter split would spend more on joining than it gains.
 MIN_SPLIT_SEGMENTS = 4
 MOST_PIECES = 3  # of a part: with more they are hardly more even
 # Blocks of one direction that keep a multiprocessor busy.
 FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
-# Part of the GPU that scan_spread must fill to beat time cut in parts; where it fills all, it takes 0.78 of their time.
+# Part of the GPU that kernels which spread a channel over lanes must fill to beat time cut in parts; where they fill all, they
+# take 0.78 of its time forward and 0.71 backward. Where time is whole, the latter is the faster one from so many steps on.
 SPREAD_FILL = 0.8
+SPREAD_STEPS = 384
+SPREAD_THREADS = 8  # of a channel and direction
 
 
 def _launch(
@@ -149,7 +155,7 @@ def run_forward(
     config = configure(inputs, z, softplus, ready)
     blocks = _ceil(channels, config.lanes)
     parts = _parts(config, u, blocks * batch * ways, config.forward_blocks, FORWARD_ENOUGH)
-    if parts.count > 1 and not last and _spreads(inputs, config):
+    if parts.count > 1 and not last and _spreads(inputs, config, SPREAD_LANES, 2, config.spread_shared):
         _run_spread(inputs, z, config, out, ungated, states)
         return out, ungated, states, last_state
     initial = _entering(inputs, config, reverse, parts, None)
@@ -168,16 +174,18 @@ def run_forward(
     return out, ungated, states, last_state
 
 
-def _spreads(inputs: list[Tensor], config: Config) -> bool:
-    """Whether the kernel that spreads a channel over lanes takes these operands of two directions, and they fill the GPU.
+def _spreads(inputs: list[Tensor], config: Config, lanes: int, together: int, shared: int) -> bool:
+    """Whether a kernel that spreads a channel over lanes takes these operands, and they fill the GPU.
 
-    Its shared memory is more than a block has on some GPUs, of compute capability 8.6, 8.9 and 12 for one.
+    Its blocks have so many channels (``lanes``) of ``together`` directions, and ``shared`` bytes of shared memory, which some
+    GPUs lack.
     """
-    u, projections = inputs[0], [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
-    blocks, multiprocessors = u.shape[0] * _ceil(u.shape[2], SPREAD_LANES), driver.multiprocessors(u.device)
+    u, ways = inputs[0], len(inputs) // PER_DIRECTION
+    projections = [t for i, t in enumerate(inputs) if i % PER_DIRECTION in (3, 4)]
+    blocks, multiprocessors = ways // together * u.shape[0] * _ceil(u.shape[2], lanes), driver.multiprocessors(u.device)
     fills = blocks >= SPREAD_FILL * multiprocessors * _ceil(blocks, multiprocessors)
-    takes = len(inputs) > PER_DIRECTION and config.matrix_units and config.vector and aligned(projections, 16)
-    return fills and takes and config.spread_shared <= driver.most_shared_bytes(u.device)
+    takes = ways >= together and config.matrix_units and config.vector and aligned(projections, 16)
+    return fills and takes and shared <= driver.most_shared_bytes(u.device)
 
 
 def _run_spread(inputs: list[Tensor], z: Tensor | None, config: Config, out: Tensor, ungated: Tensor, states: Tensor) -> None:
@@ -188,8 +196,7 @@ def _run_spread(inputs: list[Tensor], z: Tensor | None, config: Config, out: Ten
     args = ForwardArgs(directions(inputs), *gate, *pointers, batch, length, channels, False, 0)
     choices = {"GATE": int(z is not None), "KEEP": int(states.numel() > 0), "SHARED_BYTES": config.spread_shared}
     macros = defines(replace(config, widest=SPREAD_LANES), **choices)
-    # A warp takes four channels of a direction.
-    grid, threads = (_ceil(channels, SPREAD_LANES), batch, 1), 2 * SPREAD_LANES * 32 // 4
+    grid, threads = (_ceil(channels, SPREAD_LANES), batch, 1), 2 * SPREAD_THREADS * SPREAD_LANES
     _launch("scan_spread.cu", "scan_spread", macros, grid, threads, config.spread_shared, args, out.device)
 
 
@@ -258,18 +265,23 @@ def scan_backward_into(
     u, state, ways = inputs[0], inputs[2].shape[1], len(inputs) // PER_DIRECTION
     batch, length, channels = u.shape
     config = configure(inputs, None, softplus, ready)
-    blocks = _ceil(channels, config.lanes)
-    parts = _parts(config, u, blocks * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
-    carry = _entering(inputs, config, reverse, parts, dlast, dy)
+    parts = _parts(config, u, _ceil(channels, config.lanes) * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
+    kernel, shared, threads, earlier = "scan_backward", config.backward_shared, config.lanes, config.earlier_states
+    long = parts.count > 1 or length >= SPREAD_STEPS
+    if long and dlast is None and _spreads(inputs, config, SPREAD_BACKWARD_LANES, 1, config.spread_backward_shared):
+        kernel, shared, parts = "scan_spread_backward", config.spread_backward_shared, Parts(1, _ceil(length, config.segment), 1)
+        config = replace(config, widest=SPREAD_BACKWARD_LANES)
+        threads, earlier = SPREAD_THREADS * config.lanes, 0
+    blocks, carry = _ceil(channels, config.lanes), _entering(inputs, config, reverse, parts, dlast, dy)
     sums = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
     parameters = sums.new_empty((parts.count * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
-    grid, shared = (blocks, batch, ways * parts.count), config.backward_shared
-    earlier = states.new_empty((math.prod(grid), config.earlier_states))
-    pointers = (dy.data_ptr(), states.data_ptr(), _pointer(carry), sums.data_ptr(), parameters.data_ptr(), earlier.data_ptr())
+    grid = (blocks, batch, ways * parts.count)
+    earlier = states.new_empty((math.prod(grid), earlier))
+    pointers = (dy.data_ptr(), states.data_ptr(), *map(_pointer, (carry, sums, parameters, earlier)))
     args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, parts.segments)
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)
-    _launch("scan_backward.cu", "scan_backward", macros, grid, config.lanes, shared, args, u.device)
+    _launch(f"{kernel}.cu", kernel, macros, grid, threads, shared, args, u.device)
     targets, rows = (ctypes.c_void_p * 2)(*(t.data_ptr() for t in projections)), batch * length
     args = JoinArgs(sums.data_ptr(), targets, rows, projections[0].stride(1), blocks)
     grid = (_ceil(rows * 2 * state // 4, THREADS), ways, 1)

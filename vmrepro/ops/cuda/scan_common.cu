@@ -41,6 +41,23 @@ struct ForwardArgs {
     int split;  // segments of a block along the grid's last axis
 };
 
+struct Gradients {
+    io_t *u, *delta;  // (batch, length, channels)
+};
+
+struct BackwardArgs {
+    Direction direction[2];
+    Gradients gradient[2];
+    const io_t *dy;         // (batch, length, channels)
+    const saved_t *states;  // as in ForwardArgs
+    const float *carry;     // (directions, splits, batch, channels, STATE): gradient of the state leaving each split; or null for 0
+    float *projections;     // (channel blocks, directions, batch, length, 2, STATE): parts of dB and dC
+    float *parameters;      // (splits, batch, directions, STATE + 2, channels): parts of dA, dD and d(bias)
+    saved_t *earlier;       // (blocks, (MERGE - 1) CHUNK, LANES STATE): the states before the last chunk of a block's segment
+    int batch, length, channels, directions, reverse;
+    int split;  // segments of a block; the grid's last axis is (splits, directions)
+};
+
 // The size of a step from what is staged; 0 for a step that does not count.
 INLINE float step_size(io_t delta, float bias, bool counts) {
 #if STEPS_READY

@@ -2,23 +2,20 @@
 // without cutting time: in bf16, two directions, 16 states, every row of every operand made of aligned 16-byte pieces.
 //
 // Compile-time besides scan_common.cu: GATE, KEEP as in scan_forward.cu. A block takes LANES channels of one sequence in both
-// directions, a warp four of them in one. Lane 8 c + 4 h + q holds two states, 8 h + 2 q and the next, of its warp's channel c: the
-// layout of the tensor cores' results. They give dt u B of two steps at once; and, of the h of one step, <C, h> with the C of each of
-// eight steps, of which only the step's own counts: it lies in lane 4 t + c for step t, which reads u and z and writes y there.
+// directions, a warp four of them in one. Tensor cores give dt u B of two steps at once, where the states lie; and, of the h of one step,
+// <C, h> with the C of each of eight steps, of which only the step's own counts: it lies in lane 4 t + c for step t, which reads u and z
+// and writes y there.
 
-#define SPREAD 4                // channels of a warp
 #define WARPS (LANES / SPREAD)  // of a direction
 #define CREW (32 * WARPS)       // threads of a direction
 #define SPAN (2 * SEGMENT)      // steps staged at a time, aligned in time
 #define STAGES 4
 #define TILE (SPAN * LANES)
-#define ROW (LANES / 8)         // pieces of 16 bytes
-#define NEVER (-(1 << 30))      // steps before the end that no span makes positive
 static_assert(MATRIX_UNITS && VECTOR && SEGMENT == 16 && CREW == 4 * SEGMENT * ROW, "a thread copies a piece of a segment");
 
 struct Stage {
     io_t tile[4][TILE];                 // u, delta, z, the other direction's sums
-    io_t projections[2][SPAN * STATE];  // B and C, halves of rows exchanged so that matrices of them lie in all banks
+    io_t projections[2][SPAN * STATE];  // B and C
 };
 
 struct Results {
@@ -39,30 +36,7 @@ struct SpreadShared {
 };
 static_assert(2 * sizeof(SpreadShared) == SHARED_BYTES, "layout.py counts the bytes of SpreadShared otherwise");
 
-// Where half ``half`` of row ``row`` of B or C lies.
-INLINE int projection(int row, int half) { return (2 * row + (half ^ (row >> 2 & 1))) * 8; }
-
 INLINE io_t *spread_sums(const ForwardArgs &p) { return KEEP && GATE ? p.ungated : p.out; }
-
-// Sixteen bytes of every span that a thread copies, from ``at`` or to it.
-template <typename Pointer>
-struct Move {
-    Pointer at;
-    i64 step;
-    int left, change;  // steps before the end
-    int cell;          // in shared memory
-
-    INLINE void advance() {
-        at += step;
-        left += change;
-    }
-};
-
-template <typename Pointer>
-INLINE Move<Pointer> move_rows(Pointer tensor, i64 time_stride, int row, int column, int cell, bool wanted, Steps steps, const Place &at) {
-    int time = steps.start + row * steps.sign;
-    return {tensor + time * time_stride + column, SPAN * steps.sign * time_stride, wanted ? at.length - time : NEVER, -SPAN * steps.sign, cell};
-}
 
 // One of u, delta, z and the other direction's sums; the latter two in the half that ends in y.
 template <bool FINAL>
@@ -77,7 +51,7 @@ INLINE Move<const io_t *> move_stream(const ForwardArgs &p, const Direction &d, 
     for (int i = 1; i < 4; ++i)
         if (tensor == i) from = source[i], pitch = stride[i];
     bool wanted = column < at.channels && (tensor < 2 || (FINAL && (GATE || tensor == 3)));
-    return move_rows(from, pitch, piece / ROW, column, tensor * TILE + piece * 8, wanted, steps, at);
+    return move_rows(from, pitch, piece / ROW, column, tensor * TILE + piece * 8, wanted, steps, SPAN * steps.sign, at);
 }
 
 // Half a row of B or C, by the last threads.
@@ -85,7 +59,7 @@ INLINE Move<const io_t *> move_projections(const Direction &d, Steps steps, cons
     int piece = CREW - 1 - at.lane, tensor = piece / (2 * SPAN), row = piece % (2 * SPAN) / 2, half = piece % 2;
     const io_t *from = tensor ? d.C + at.batch * d.C_batch : d.B + at.batch * d.B_batch;
     int cell = 4 * TILE + tensor * SPAN * STATE + projection(row, half);
-    return move_rows(from, tensor ? d.C_time : d.B_time, row, half * 8, cell, tensor < 2, steps, at);
+    return move_rows(from, tensor ? d.C_time : d.B_time, row, half * 8, cell, tensor < 2, steps, SPAN * steps.sign, at);
 }
 
 template <bool FINAL>
@@ -93,7 +67,7 @@ INLINE Move<io_t *> move_results(const ForwardArgs &p, Steps steps, const Place 
     int tensor = at.lane / (SPAN * ROW), piece = at.lane % (SPAN * ROW), column = at.first_channel + piece % ROW * 8;
     io_t *to = !FINAL ? spread_sums(p) : tensor ? p.ungated : p.out;
     bool wanted = column < at.channels && tensor <= (FINAL && KEEP && GATE);
-    return move_rows(to + (i64)at.batch * p.length * p.channels, (i64)p.channels, piece / ROW, column, at.lane * 8, wanted, steps, at);
+    return move_rows(to + (i64)at.batch * p.length * p.channels, (i64)p.channels, piece / ROW, column, at.lane * 8, wanted, steps, SPAN * steps.sign, at);
 }
 
 struct Lane {
