@@ -7,6 +7,7 @@ everything else is computed again in the backward pass.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -67,13 +68,17 @@ def _slices(batch: int, length: int, channels: int, device: torch.device) -> tup
     """How many sequences go through together without gradients: two slices, which take least time, unless they were tiny."""
     if batch < 2 or batch * length < 2 * SMALLEST_SLICE:
         return (batch,)
+    return _two_slices(batch, channels, driver.multiprocessors(device))
 
+
+@cache
+def _two_slices(batch: int, channels: int, multiprocessors: int) -> tuple[int, int]:
     def cost(first: int) -> tuple[float, int]:
-        sizes, multiprocessors = (first, batch - first), driver.multiprocessors(device)
+        sizes = (first, batch - first)
         return sum(min(pass_times(channels, n, multiprocessors).values()) for n in sizes), max(sizes)
 
     first = min(range(-(-batch // 3), batch * 2 // 3 + 1), key=cost)
-    return (first, batch - first)
+    return first, batch - first
 
 
 def _infer(
