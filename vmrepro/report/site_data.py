@@ -50,7 +50,6 @@ SPEED = "speed"  # the folder of recorded benchmarks under figures/
 # By the name of its files: what a benchmark measures, and the command that records it.
 SPEEDS = {
     "mini": ("The operator and the model on a GPU", "python -m vmrepro.bench --record"),
-    "spread": ("The same on a slower host, with the later scan of few long sequences", "python -m vmrepro.bench --record"),
     "cpu": ("The operator on a CPU", "python -m vmrepro.bench --record"),
     "decoders": ("Video decoders on one core of a CPU", "vmrepro data bench --record"),
 }
