@@ -45,10 +45,10 @@ MIN_SPLIT_SEGMENTS = 4
 MOST_PIECES = 3  # of a part: with more they are hardly more even
 # Blocks of one direction that keep a multiprocessor busy.
 FORWARD_ENOUGH, BACKWARD_ENOUGH = 2, 4
-# Part of the GPU that kernels which spread a channel over lanes must fill to beat time cut in parts; where they fill all, they
-# take 0.78 of its time forward and 0.71 backward. Where time is whole, the latter is the faster one from so many steps on.
+# Part of the GPU that a kernel which spreads a channel over lanes must fill to beat time cut in parts; where it fills all, it
+# takes 0.78 of their time forward and 0.71 backward.
 SPREAD_FILL = 0.8
-SPREAD_STEPS = 384
+SPREAD_STEPS = 384  # from which on the backward one is faster where time is whole, too
 SPREAD_THREADS = 8  # of a channel and direction
 
 
@@ -266,18 +266,18 @@ def scan_backward_into(
     batch, length, channels = u.shape
     config = configure(inputs, None, softplus, ready)
     parts = _parts(config, u, _ceil(channels, config.lanes) * batch * ways, config.backward_blocks, BACKWARD_ENOUGH)
-    kernel, shared, threads, earlier = "scan_backward", config.backward_shared, config.lanes, config.earlier_states
+    kernel, shared, threads, kept = "scan_backward", config.backward_shared, config.lanes, config.earlier_states
     long = parts.count > 1 or length >= SPREAD_STEPS
     if long and dlast is None and _spreads(inputs, config, SPREAD_BACKWARD_LANES, 1, config.spread_backward_shared):
         kernel, shared, parts = "scan_spread_backward", config.spread_backward_shared, Parts(1, _ceil(length, config.segment), 1)
         config = replace(config, widest=SPREAD_BACKWARD_LANES)
-        threads, earlier = SPREAD_THREADS * config.lanes, 0
+        threads, kept = SPREAD_THREADS * config.lanes, 0
     blocks, carry = _ceil(channels, config.lanes), _entering(inputs, config, reverse, parts, dlast, dy)
     sums = u.new_empty((blocks, ways, batch, length, 2, state), dtype=torch.float32)
     parameters = sums.new_empty((parts.count * batch, ways, state + 2, channels))
     gradients = (Gradients * 2)(*(Gradients(*(t.data_ptr() for t in streams[2 * i : 2 * i + 2])) for i in range(ways)))
     grid = (blocks, batch, ways * parts.count)
-    earlier = states.new_empty((math.prod(grid), earlier))
+    earlier = states.new_empty((math.prod(grid), kept))
     pointers = (dy.data_ptr(), states.data_ptr(), *map(_pointer, (carry, sums, parameters, earlier)))
     args = BackwardArgs(directions(inputs), gradients, *pointers, batch, length, channels, ways, reverse, parts.segments)
     macros = defines(config, BACKWARD_BLOCKS=config.backward_blocks, SHARED_BYTES=shared)

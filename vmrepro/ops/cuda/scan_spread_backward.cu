@@ -5,19 +5,20 @@
 // A block takes LANES channels of one sequence and direction. A warp replays a segment's states and walks back over it; tensor cores give
 // dt u B and C dy of two steps at once, where the states lie, and <B, g> and <A, p> for the steps that are the lane's own: lane 4 t + c
 // has step t of each eight of the warp's channel c. What dB and dC are sums of, g and h, goes to shared memory, from where all warps
-// together add it up, two segments later. By then nobody has to wait: warps meet at a barrier in two halves, one segment apart.
+// together add it up, two segments later, so that a warp may be a segment ahead of the others: they arrive at a barrier in one segment
+// and wait for it in the next.
 
 #define WARPS (LANES / SPREAD)
-#define STAGES 6   // segments staged: one walked, two being added up, three to come
-#define BUFFERS 3  // of what is added up
-#define PITCH (LANES + 8)  // of a tile's rows, so that the rows of a lane's steps lie in different banks
+#define STAGES 6           // segments staged: one walked, two to be added up, three to come
+#define BUFFERS 3          // of what is added up
+#define PITCH (LANES + 8)  // of a tile's rows, so that a lane's steps lie in different banks
 #define TILE (SEGMENT * PITCH)
 #define TERMS (SEGMENT * LANES * STATE)
-#define ZEROS 40                         // after B and C: as many numbers as to reach all banks
-#define ROWS (SEGMENT * STATE + ZEROS)   // of B or C
+#define ZEROS 40  // after B and after C: a row of eight zeros in either half of the banks
+#define ROWS (SEGMENT * STATE + ZEROS)
 #define TABLE_ROW 24
-#define ODD (8 * SPREAD + 4)       // where a table of pairs has those of odd steps
-#define NONE (2 * ODD)             // and zeros
+#define ODD (8 * SPREAD + 4)  // where a table of pairs has those of odd steps
+#define NONE (2 * ODD)        // and zeros
 #define PAIRS (NONE + 8 * SPREAD)
 static_assert(MATRIX_UNITS && VECTOR && SEGMENT == 16 && LANES == 48, "twelve warps share the sums of a segment");
 
