@@ -86,7 +86,8 @@ def launch(
         _enter(device.index)
     with nullcontext() if device.index == index else torch.cuda.device(device):
         function = _function(files, kernel, defines, shared_bytes, device.index)
-        stream = torch._C._cuda_getCurrentRawStream(device.index)  # what torch.cuda.current_stream takes ten times as long for
+        # Asked for as torch's own compiler does: torch.cuda.current_stream took a tenth of a forward pass's host time.
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _check(_driver().cuLaunchKernel(function, *grid, threads, 1, 1, shared_bytes, ctypes.c_void_p(stream), parameters, None))
 
